@@ -1,0 +1,71 @@
+"""Documents that the agent hands out: the progress document and the termination message."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import Document
+
+TERMINATION_BYTES = 4096
+PROGRESS_BYTES = 64 * 1024
+
+
+class Stage(StrEnum):
+    """What the trainer is doing."""
+
+    STARTING = "Starting"
+    LOADING = "Loading"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    PUBLISHING = "Publishing"
+    DONE = "Done"
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ProgressDocument(Document):
+    """GET /progress of the agent. The operator reads it as hostile input: strict and at most 64 KiB."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    attempt: Annotated[int, Field(ge=0, le=100_000)]
+    stage: Stage
+    step: Annotated[int, Field(ge=0, le=2**31)]
+    total_steps: Annotated[int, Field(ge=0, le=2**31)]
+    epoch: Finite | None = None
+    loss: Finite | None = None
+    eval_loss: Finite | None = None
+    learning_rate: Finite | None = None
+    grad_norm: Finite | None = None
+    tokens_per_second: Finite | None = None
+    eta_seconds: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    checkpoint_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    resumed_from_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+
+
+class TerminationMessage(Document):
+    """What the agent leaves in the termination log: class and URIs, at most 4,096 bytes of JSON."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    outcome: Annotated[str, Field(max_length=64)]
+    """`Succeeded` or a row of the failure table."""
+    message: Annotated[str, Field(max_length=2048)] = ""
+    """What happened, where, what to do."""
+    field: Annotated[str, Field(max_length=256)] | None = None
+    """The spec path to change."""
+    step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    checkpoint_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    artifact: Annotated[str, Field(max_length=1200)] | None = None
+    """Name of the artifact's folder below output.uri: adapter or model."""
+    base_eval_loss: Finite | None = None
+    eval_loss: Finite | None = None
+
+    def encode(self) -> bytes:
+        """At most 4,096 bytes of JSON; the message is cut to fit."""
+        document = self
+        while len(data := document.model_dump_json(by_alias=True, exclude_none=True).encode()) > TERMINATION_BYTES:
+            document = document.model_copy(update={"message": document.message[: len(document.message) * 3 // 4]})
+        return data

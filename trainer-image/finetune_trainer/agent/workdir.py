@@ -1,0 +1,118 @@
+"""The work directory: how agent and workers talk. Local files; JSON appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_EMPTIED = ("inputs", "resume", "control", "state", "checkpoints", "artifact")
+# A worker writes these; more bytes than this is not one of its documents.
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ReadyCheckpoint:
+    """A complete local checkpoint: its folder, and the metrics that its `.ready` marker holds."""
+
+    step: int
+    folder: Path
+    marker: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """The paths of one attempt on this node."""
+
+    root: Path
+
+    @property
+    def inputs(self) -> Path:
+        """Base model and data, as the workers read them."""
+        return self.root / "inputs"
+
+    @property
+    def resume(self) -> Path:
+        """The restored checkpoint; absent on a fresh start."""
+        return self.root / "resume"
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists: the workers save at the next step boundary and exit."""
+        return self.root / "control" / "stop"
+
+    @property
+    def state(self) -> Path:
+        """What the workers say about themselves."""
+        return self.root / "state"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Local checkpoints and their markers."""
+        return self.root / "checkpoints"
+
+    @property
+    def artifact(self) -> Path:
+        """What is published at the end."""
+        return self.root / "artifact"
+
+    def prepare(self) -> None:
+        """Empty of everything that an earlier attempt left; the store is the truth about checkpoints."""
+        for name in _EMPTIED:
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        (self.root / "artifact.ready").unlink(missing_ok=True)
+        for folder in (self.inputs, self.stop_file.parent, self.state, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def heartbeat(self, rank: int) -> Path:
+        """The file whose modification time is rank's last sign of life."""
+        return self.state / f"heartbeat-{rank}"
+
+    def error(self, rank: int) -> dict[str, Any] | None:
+        """What rank wrote about its own failure, if it did."""
+        return read_json(self.state / f"error-{rank}.json")
+
+    def progress(self) -> dict[str, Any] | None:
+        """The worker's progress document, if there is one yet."""
+        return read_json(self.state / "progress.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """What rank 0 wrote at its successful end."""
+        return read_json(self.state / "result.json")
+
+    def artifact_is_ready(self) -> bool:
+        """Whether the artifact is complete."""
+        return (self.root / "artifact.ready").exists()
+
+    def ready_checkpoints(self) -> list[ReadyCheckpoint]:
+        """The complete local checkpoints in ascending order of their steps."""
+        found = []
+        for marker in self.checkpoints.glob("step-*.ready"):
+            number = marker.stem.removeprefix("step-")
+            content = read_json(marker)
+            if number.isdigit() and content is not None:
+                metrics = content.get("metrics")
+                found.append(ReadyCheckpoint(int(number), marker.with_suffix(""), marker,
+                                             metrics if isinstance(metrics, dict) else {}))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in path; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            value = json.loads(file.read(_MAX_JSON_BYTES))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file has the old text or the new text at any moment."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,289 @@
+"""The object store on an S3 bucket."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSLError,
+)
+
+from finetune_trainer.store.errors import (
+    BucketNotFound,
+    ConditionalWriteUnsupported,
+    CredentialsRejected,
+    ObjectNotFound,
+    StorageMisconfigured,
+    StorageUnavailable,
+    StoreError,
+    from_os_error,
+)
+from finetune_trainer.store.objects import CHUNK_BYTES, ObjectInfo, S3Settings
+
+CONNECT_TIMEOUT_SECONDS = 5
+READ_TIMEOUT_SECONDS = 60
+PART_BYTES = 64 << 20
+
+# XAdminUserNotFound is versitygw's word for an access key id that it does not know.
+_UNKNOWN_KEY = {"InvalidAccessKeyId", "XAdminUserNotFound", "InvalidClientTokenId"}
+_BAD_TOKEN = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException"}
+_WRONG_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
+_NO_OBJECT = {"NoSuchKey", "NoSuchVersion", "ObjectParentIsFile"}
+_CONFLICT = {"ConditionalRequestConflict", "OperationAborted"}
+_CONDITION_TRIES = 6
+_STREAM_TRIES = 5
+_TRANSFER = TransferConfig(
+    multipart_threshold=PART_BYTES,
+    multipart_chunksize=PART_BYTES,
+    max_concurrency=4,
+    preferred_transfer_client="classic",
+)
+_FAILURES = (BotoCoreError, ClientError, Boto3Error)
+
+
+def s3_client(settings: S3Settings, *, max_attempts: int = 5, read_timeout: float = READ_TIMEOUT_SECONDS) -> Any:
+    """A boto3 S3 client with explicit timeouts (seconds) and at most max_attempts tries per request.
+
+    Each request's body is signed by its SHA-256, which every S3 server checks; the newer optional
+    checksum headers, which some servers refuse, are left out. Raises StorageMisconfigured.
+    """
+    path_style = settings.path_style if settings.path_style is not None else settings.endpoint is not None
+    try:
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=settings.endpoint,
+            region_name=settings.region or "us-east-1",
+            verify=settings.ca_file,
+            aws_access_key_id=settings.access_key_id,
+            aws_secret_access_key=settings.secret_access_key,
+            aws_session_token=settings.session_token,
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                read_timeout=read_timeout,
+                retries={"mode": "standard", "total_max_attempts": max_attempts},
+                s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                max_pool_connections=16,
+            ),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise StorageMisconfigured(
+            f"endpoint {settings.endpoint!r} or region {settings.region!r} cannot be used: {error}. "
+            "Write storage.endpoint as http(s)://host[:port]."
+        ) from None
+
+
+class S3Store:
+    """Objects in one bucket. Thread-safe, as boto3 clients are.
+
+    client: a boto3 S3 client, injected so that tests can put faults between it and the server.
+    endpoint: for messages only. sleep: waits the given seconds between tries of this class's own.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        *,
+        endpoint: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._endpoint = endpoint or "AWS"
+        self._sleep = sleep
+
+    def uri(self, key: str) -> str:
+        """`s3://bucket/key`."""
+        return f"s3://{self._bucket}/{key}".rstrip("/")
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Store bytes or a file; files above 64 MiB go up in several parts at once."""
+        try:
+            if isinstance(data, bytes):
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+            else:
+                with data.open("rb") as source:
+                    self._client.upload_fileobj(source, self._bucket, key, Config=_TRANSFER)
+        except _FAILURES as error:
+            raise self._typed(error, "write", key) from None
+        except OSError as error:
+            raise from_os_error(error, "read", data if isinstance(data, Path) else key) from error
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Store data if the key is free, by `If-None-Match: *`."""
+        for number in range(_CONDITION_TRIES):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                return True
+            except ClientError as error:
+                code = _code(error)
+                if code in ("PreconditionFailed", "412"):
+                    return False
+                if code in ("NotImplemented", "501"):
+                    raise ConditionalWriteUnsupported(
+                        f"the storage at {self._endpoint} refuses If-None-Match on {self.uri(key)}, without "
+                        "which two jobs could overwrite one another. Use a server with conditional writes."
+                    ) from None
+                if code not in _CONFLICT or number + 1 == _CONDITION_TRIES:
+                    raise self._typed(error, "write", key) from None
+                # Another writer of this key is at work: whoever wins, the next try tells.
+                self._sleep(random.uniform(0.5, 1.0) * 0.1 * 2**number)
+            except BotoCoreError as error:
+                raise self._typed(error, "write", key) from None
+        raise AssertionError("unreachable")
+
+    def get(self, key: str, limit: int | None = None) -> bytes:
+        """The object's bytes."""
+        size = 0
+        chunks = []
+        for chunk in self.stream(key):
+            size += len(chunk)
+            if limit is not None and size > limit:
+                raise StoreError(f"{self.uri(key)} is larger than the {limit} bytes that are allowed there.")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to path; large ones come in several ranges at once."""
+        try:
+            self._client.download_file(self._bucket, key, str(path), Config=_TRANSFER)
+        except _FAILURES as error:
+            raise self._typed(error, "read", key) from None
+        except OSError as error:
+            raise from_os_error(error, "write", path) from error
+
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """The object's bytes from start, all of one version of it."""
+        position, etag, failures = start, None, 0
+        while True:
+            body = None
+            try:
+                arguments: dict[str, str] = {} if position == 0 else {"Range": f"bytes={position}-"}
+                if etag is not None:
+                    arguments["IfMatch"] = etag
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **arguments)
+                body, etag = answer["Body"], answer["ETag"]
+                while chunk := body.read(CHUNK_BYTES):
+                    position += len(chunk)
+                    failures = 0
+                    yield chunk
+                return
+            except ClientError as error:
+                if _code(error) == "InvalidRange":
+                    return  # start is the object's end
+                raise self._typed(error, "read", key) from None
+            except BotoCoreError as error:
+                failures += 1
+                # A request that got no answer was retried by the client already; a broken body was not.
+                if body is None or failures == _STREAM_TRIES:
+                    raise self._typed(error, "read", key) from None
+                self._sleep(random.uniform(0.5, 1.0) * 0.1 * 2**failures)
+            finally:
+                if body is not None:
+                    body.close()
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects below prefix, a page of 1,000 at a time."""
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    if not item["Key"].endswith("/"):  # some servers list folders as empty objects
+                        yield ObjectInfo(item["Key"], item["Size"], item["ETag"].strip('"'))
+        except _FAILURES as error:
+            raise self._typed(error, "list", prefix) from None
+
+    def head(self, key: str) -> ObjectInfo:
+        """Size and etag."""
+        try:
+            answer = self._client.head_object(Bucket=self._bucket, Key=key)
+        except _FAILURES as error:
+            raise self._typed(error, "read", key) from None
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'))
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        try:
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+        except _FAILURES as error:
+            raise self._typed(error, "delete", key) from None
+
+    def _typed(self, error: Exception, action: str, key: str) -> StoreError:
+        """The error to raise. The cause is never chained: its response echoes key ids and signatures."""
+        if isinstance(error, ClientError):
+            if re.fullmatch(r"\d+", _code(error)):
+                error = self._named(error, key)
+            return self._refused(error, f"cannot {action} {self.uri(key)} at {self._endpoint}")
+        what = f"cannot {action} {self.uri(key)} at {self._endpoint}: {type(error).__name__}"
+        if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
+            return CredentialsRejected(
+                f"{what}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a service account with access.",
+                code=type(error).__name__,
+            )
+        if isinstance(error, SSLError):
+            return StorageUnavailable(
+                f"{what}: no trusted TLS connection. Check that storage.endpoint has the right scheme, and name "
+                "the authority of its certificate in storage.caConfigMapName."
+            )
+        return StorageUnavailable(f"{what}. Check storage.endpoint, and that it can be reached from here.")
+
+    def _named(self, error: ClientError, key: str) -> ClientError:
+        """The same refusal with its code: answers to HEAD have no body, so only a GET can tell it."""
+        try:
+            self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")["Body"].close()
+        except ClientError as named:
+            return named
+        except BotoCoreError:
+            pass
+        return error
+
+    def _refused(self, error: ClientError, what: str) -> StoreError:
+        code = _code(error)
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        what = f"{what}: {code}"
+        if code in ("NoSuchBucket", "InvalidBucketName"):
+            return BucketNotFound(f"{what}. Create the bucket {self._bucket!r}, or correct the URI or storage.endpoint.")
+        if code in _UNKNOWN_KEY:
+            return CredentialsRejected(
+                f"{what}: the server does not know this access key id (InvalidAccessKeyId). "
+                "Check AWS_ACCESS_KEY_ID and storage.endpoint.",
+                code="InvalidAccessKeyId",
+            )
+        if code == "SignatureDoesNotMatch":
+            return CredentialsRejected(f"{what}: the secret key is wrong. Check AWS_SECRET_ACCESS_KEY.", code=code)
+        if code in _BAD_TOKEN:
+            return CredentialsRejected(f"{what}: the session token is no longer valid. Renew it.", code=code)
+        if code == "RequestTimeTooSkewed":
+            return StorageUnavailable(f"{what}: the clocks of node and server differ. Ask the platform team.")
+        if code in _WRONG_REGION or status == 301:
+            return StorageMisconfigured(f"{what}: the bucket is in another region. Set storage.region.")
+        if code in _NO_OBJECT or status == 404:
+            return ObjectNotFound(f"{what}: no such object. Check the URI.")
+        if status in (401, 403):
+            return CredentialsRejected(
+                f"{what}: these credentials may not do that. Grant them access to {self._bucket!r}.",
+                code="AccessDenied" if code.isdigit() else code,
+            )
+        if code in ("PreconditionFailed", "412"):
+            return StorageUnavailable(f"{what}: the object changed while it was read. Start the run again.")
+        return StorageUnavailable(f"{what} (HTTP {status}). Try again later; ask the storage's owner if it lasts.")
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "Unknown"))
