@@ -7,6 +7,9 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 
 # Dependencies have a layer of their own, so that a change of our code rebuilds only the last one.
+# A site's own certificates, while it builds; not kept in the image.
+ARG PIP_CERT
+ARG SSL_CERT_FILE
 COPY requirements/operator.txt /requirements/operator.txt
 RUN python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r /requirements/operator.txt \

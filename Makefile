@@ -103,9 +103,9 @@ cluster-status: $(VENV) ## Say what runs
 .PHONY: images push
 images: $(VENV) ## Build the operator, preflight and trainer images
 	@sh hack/bootstrap.sh images
-	$(PY) -m hack.images build
+	$(PY) -m hack.build_images build
 push: $(VENV) ## Push them: make push REGISTRY=registry.example.com/team
-	@$(PY) -m hack.images push $(REGISTRY)
+	@$(PY) -m hack.build_images push $(REGISTRY)
 
 .PHONY: demo
 demo: $(VENV) ## Fine-tune a real model on a real cluster, from nothing

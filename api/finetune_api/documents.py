@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune_api.base import Document
 
@@ -25,6 +25,14 @@ class Stage(StrEnum):
 
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _readable(value: object) -> object:
+    # A file name that is not UTF-8 reaches an error message as lone surrogates, which have no JSON form.
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+Readable = Annotated[str, BeforeValidator(_readable)]
 
 
 class ProgressDocument(Document):
@@ -52,19 +60,22 @@ class TerminationMessage(Document):
     version: Annotated[int, Field(ge=1, le=1)] = 1
     outcome: Annotated[str, Field(max_length=64)]
     """`Succeeded` or a row of the failure table."""
-    message: Annotated[str, Field(max_length=2048)] = ""
+    message: Annotated[Readable, Field(max_length=2048)] = ""
     """What happened, where, what to do."""
-    field: Annotated[str, Field(max_length=256)] | None = None
+    field: Annotated[Readable, Field(max_length=256)] | None = None
     """The spec path to change."""
     step: Annotated[int, Field(ge=0, le=2**31)] | None = None
     checkpoint_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    artifact: Annotated[str, Field(max_length=1200)] | None = None
+    artifact: Annotated[str, Field(max_length=64)] | None = None
     """Name of the artifact's folder below output.uri: adapter or model."""
     base_eval_loss: Finite | None = None
     eval_loss: Finite | None = None
 
     def encode(self) -> bytes:
-        """At most 4,096 bytes of JSON; the message is cut to fit."""
+        """At most 4,096 bytes of JSON; the message is cut to fit.
+
+        The other fields are bounded so that they always fit: a character takes at most six bytes of JSON.
+        """
         document = self
         while len(data := document.model_dump_json(by_alias=True, exclude_none=True).encode()) > TERMINATION_BYTES:
             document = document.model_copy(update={"message": document.message[: len(document.message) * 3 // 4]})

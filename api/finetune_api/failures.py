@@ -270,6 +270,14 @@ _ROWS = (
         "The node's accelerator or driver is not usable.",
         "Ask the platform team to look at the node that the message names.",
     ),
+    FailureClass(
+        "NameTaken",
+        None,
+        Fault.PLATFORM,
+        True,
+        "An object that is not ours has the name of a child of the job.",
+        "Delete or rename the object that the message names; the job goes on by itself.",
+    ),
     # Interruptions: never count against the retry budget.
     FailureClass(
         "Stopped",

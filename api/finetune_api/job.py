@@ -6,469 +6,106 @@ because a default that an upgrade changes would change jobs that already exist.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
+from finetune_api.access import Credentials, Storage
 from finetune_api.base import Document
-from finetune_api.fields import (
-    DataUri,
-    Endpoint,
-    Fraction,
-    LabelName,
-    LongText,
-    ModelUri,
-    NonNegative,
-    ObjectName,
-    OutputUri,
-    Pattern,
-    Positive,
-    Rate,
-    ShortText,
+from finetune_api.data import Columns, Dataset, HeldOut, Source
+from finetune_api.enums import (
+    Attention,
+    BuiltInReward,
+    ComputeType,
+    DataFormat,
+    LoraBias,
+    LoraVariant,
+    LossOn,
+    ObjectiveType,
+    OnExisting,
+    Optimizer,
+    Precision,
+    QuantizationType,
+    Schedule,
+    SoftPromptInit,
+    Task,
+    Truncation,
+    TuningType,
 )
+from finetune_api.fields import Fraction, LabelName, NonNegative, ObjectName, OutputUri, Positive, Rate, ShortText
+from finetune_api.method import (
+    DistillationSettings,
+    FullTuning,
+    Lora,
+    Objective,
+    PreferenceSettings,
+    PretrainSettings,
+    Quantization,
+    ReinforcementSettings,
+    RewardFunction,
+    SoftPrompt,
+    Tuning,
+)
+from finetune_api.model import AdapterReference, Model, ModelCache, Tokenizer
+
+__all__ = [
+    "API_VERSION",
+    "FROZEN_FIELDS",
+    "GROUP",
+    "VERSION",
+    "AdapterReference",
+    "Attention",
+    "BuiltInReward",
+    "Checkpoint",
+    "Columns",
+    "ComputeType",
+    "Credentials",
+    "DataFormat",
+    "Dataset",
+    "DistillationSettings",
+    "EarlyStopping",
+    "Evaluation",
+    "FineTuneJobSpec",
+    "FullTuning",
+    "Generation",
+    "HeldOut",
+    "Hyperparameters",
+    "Lora",
+    "LoraBias",
+    "LoraVariant",
+    "LossOn",
+    "Model",
+    "ModelCache",
+    "Objective",
+    "ObjectiveType",
+    "OnExisting",
+    "Optimizer",
+    "Output",
+    "Precision",
+    "PreferenceSettings",
+    "PretrainSettings",
+    "Quantization",
+    "QuantizationType",
+    "ReinforcementSettings",
+    "Requirement",
+    "Resources",
+    "Retry",
+    "RewardFunction",
+    "Schedule",
+    "SoftPrompt",
+    "SoftPromptInit",
+    "Source",
+    "Storage",
+    "Task",
+    "Tokenizer",
+    "Truncation",
+    "Tuning",
+    "TuningType",
+]
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
-
-
-class Task(StrEnum):
-    """What the model computes."""
-
-    CAUSAL_LM = "CausalLM"
-    SEQ2SEQ = "Seq2Seq"
-    MASKED_LM = "MaskedLM"
-    SEQUENCE_CLASSIFICATION = "SequenceClassification"
-    TOKEN_CLASSIFICATION = "TokenClassification"
-
-
-class ObjectiveType(StrEnum):
-    """What is optimised."""
-
-    SUPERVISED = "Supervised"
-    PRETRAIN = "Pretrain"
-    DISTILLATION = "Distillation"
-    REWARD = "Reward"
-    DPO = "DPO"
-    ORPO = "ORPO"
-    KTO = "KTO"
-    PPO = "PPO"
-    GRPO = "GRPO"
-
-
-class TuningType(StrEnum):
-    """Which parameters change."""
-
-    FULL = "Full"
-    LORA = "LoRA"
-    QLORA = "QLoRA"
-    IA3 = "IA3"
-    PROMPT_TUNING = "PromptTuning"
-    P_TUNING = "PTuning"
-    PREFIX_TUNING = "PrefixTuning"
-
-
-class Attention(StrEnum):
-    """The attention kernel."""
-
-    EAGER = "Eager"
-    SDPA = "Sdpa"
-    FLASH = "Flash"
-
-
-class DataFormat(StrEnum):
-    """The shape of one record."""
-
-    TEXT = "Text"
-    PROMPT_COMPLETION = "PromptCompletion"
-    MESSAGES = "Messages"
-    ALPACA = "Alpaca"
-    SHARE_GPT = "ShareGPT"
-    QUESTION_ANSWER = "QuestionAnswer"
-    PREFERENCE = "Preference"
-    LABELS = "Labels"
-    TAGS = "Tags"
-
-
-class LossOn(StrEnum):
-    """Which tokens the loss counts."""
-
-    COMPLETION = "Completion"
-    ALL = "All"
-
-
-class Truncation(StrEnum):
-    """What happens to a record longer than the maximum."""
-
-    ERROR = "Error"
-    TAIL = "Tail"
-    OLDEST_TURNS = "OldestTurns"
-
-
-class LoraBias(StrEnum):
-    """Which bias terms train."""
-
-    NONE = "None"
-    ALL = "All"
-    LORA_ONLY = "LoraOnly"
-
-
-class LoraVariant(StrEnum):
-    """The form of the low-rank update."""
-
-    STANDARD = "Standard"
-    DORA = "DoRA"
-    RS_LORA = "RsLoRA"
-
-
-class QuantizationType(StrEnum):
-    """The number format of quantised weights."""
-
-    NF4 = "NF4"
-    FP4 = "FP4"
-    INT8 = "Int8"
-
-
-class ComputeType(StrEnum):
-    """The number format in which quantised layers compute."""
-
-    BF16 = "BF16"
-    FP16 = "FP16"
-    FP32 = "FP32"
-
-
-class SoftPromptInit(StrEnum):
-    """How virtual tokens start."""
-
-    RANDOM = "Random"
-    TEXT = "Text"
-
-
-class Schedule(StrEnum):
-    """The learning-rate schedule."""
-
-    CONSTANT = "Constant"
-    LINEAR = "Linear"
-    COSINE = "Cosine"
-
-
-class Precision(StrEnum):
-    """The number format of forward and backward passes; FP32 master weights are kept either way."""
-
-    FP32 = "FP32"
-    BF16 = "BF16"
-    FP16 = "FP16"
-
-
-class Optimizer(StrEnum):
-    """The optimizer."""
-
-    ADAMW = "AdamW"
-    ADAMW_8BIT = "AdamW8bit"
-    PAGED_ADAMW_8BIT = "PagedAdamW8bit"
-    ADAFACTOR = "Adafactor"
-    LION = "Lion"
-
-
-class OnExisting(StrEnum):
-    """What happens when the output URI already holds a run."""
-
-    FAIL = "Fail"
-    RESUME = "Resume"
-
-
-class Credentials(Document):
-    """Whose keys reach the storage. Exactly one of the two."""
-
-    secret_name: ObjectName | None = None
-    """A secret in the job's namespace with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where needed,
-    AWS_SESSION_TOKEN and HF_TOKEN."""
-    service_account_name: ObjectName | None = None
-    """A service account in the job's namespace that carries a cloud identity."""
-
-
-class Storage(Document):
-    """How to reach an S3 server. The chart's values fill what is absent."""
-
-    endpoint: Endpoint | None = None
-    """URL of the S3 server; absent means AWS."""
-    region: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """Region of the bucket."""
-    path_style: bool | None = None
-    """Address buckets as endpoint/bucket rather than bucket.endpoint."""
-    ca_config_map_name: ObjectName | None = None
-    """A ConfigMap in the job's namespace whose key ca.crt holds the server's CA certificates in PEM."""
-
-
-class Tokenizer(Document):
-    """Changes to the model's tokenizer."""
-
-    add_special_tokens: Annotated[list[ShortText], Field(min_length=1, max_length=64)] | None = None
-    """Tokens to add; the embeddings are resized and saved with the artifact."""
-
-
-class AdapterReference(Document):
-    """An adapter to continue from."""
-
-    uri: ModelUri
-    """Where the adapter is: hf://, s3:// or pvc://."""
-
-
-class ModelCache(Document):
-    """A volume that holds downloaded models."""
-
-    claim_name: ObjectName
-    """A PersistentVolumeClaim in the job's namespace; trainers mount it read-only."""
-
-
-class Model(Document):
-    """The base model."""
-
-    uri: ModelUri | None = None
-    """hf://owner/name, s3://bucket/prefix or pvc://claim/path. Safetensors weights only."""
-    revision: ShortText | None = None
-    """Branch, tag or commit of an hf:// model."""
-    task: Task | None = None
-    """What the model computes; absent means CausalLM."""
-    attention: Attention | None = None
-    """The attention kernel."""
-    tokenizer: Tokenizer | None = None
-    """Changes to the model's tokenizer."""
-    adapter: AdapterReference | None = None
-    """An earlier adapter to continue from."""
-    from_job: LabelName | None = None
-    """An earlier FineTuneJob of this namespace whose artifact is the base; instead of uri."""
-    cache: ModelCache | None = None
-    """A volume that holds downloaded models."""
-    credentials: Credentials | None = None
-    """Instead of the job's credentials, for the model only."""
-    storage: Storage | None = None
-    """Instead of the job's storage, for the model only."""
-
-
-class Source(Document):
-    """One source of records."""
-
-    uri: DataUri
-    """A file or a folder of files: s3://, pvc:// or hf://datasets/owner/name. jsonl, json, csv, parquet or txt."""
-    config: ShortText | None = None
-    """The configuration of an hf:// dataset."""
-    split: ShortText | None = None
-    """The split of an hf:// dataset; absent means train."""
-    revision: ShortText | None = None
-    """Branch, tag or commit of an hf:// dataset."""
-    weight: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Share of this source in the mixture, relative to the others."""
-    credentials: Credentials | None = None
-    """Instead of the job's credentials, for this source only."""
-    storage: Storage | None = None
-    """Instead of the job's storage, for this source only."""
-
-
-class HeldOut(Document):
-    """Records kept out of training. A fraction of the sources, or a source of its own."""
-
-    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the training sources, chosen by the seed."""
-    source: Source | None = None
-    """A source of its own."""
-
-
-class Columns(Document):
-    """The names of the columns where they differ from the format's own."""
-
-    text: ShortText | None = None
-    """The column of plain text."""
-    prompt: ShortText | None = None
-    """The column of the prompt, question or instruction."""
-    completion: ShortText | None = None
-    """The column of the completion, answer or output."""
-    input: ShortText | None = None
-    """The column of an Alpaca record's input."""
-    messages: ShortText | None = None
-    """The column of the list of messages."""
-    chosen: ShortText | None = None
-    """The column of the preferred completion."""
-    rejected: ShortText | None = None
-    """The column of the rejected completion."""
-    label: ShortText | None = None
-    """The column of the label."""
-
-
-class Dataset(Document):
-    """The records to train on."""
-
-    sources: Annotated[list[Source], Field(min_length=1, max_length=16)]
-    """Where the records are."""
-    format: DataFormat | None = None
-    """The shape of a record; detected when absent."""
-    columns: Columns | None = None
-    """The names of the columns where they differ from the format's own."""
-    prompt_template: LongText | None = None
-    """Text with {column} in braces, such as '<human>: {question}\\n<assistant>: {answer}'. The completion column
-    must come last. Absent means the model's chat template."""
-    validation: HeldOut | None = None
-    """Records for evaluation while training."""
-    test: HeldOut | None = None
-    """Records for evaluation at the end only."""
-    loss_on: LossOn | None = None
-    """Which tokens the loss counts; absent means Completion where a record has one."""
-    truncation: Truncation | None = None
-    """What happens to a record longer than hyperparameters.maxSequenceLength."""
-    max_source_tokens: Positive | None = None
-    """Limit of the prompt in tokens."""
-    max_target_tokens: Positive | None = None
-    """Limit of the completion in tokens."""
-
-
-class Lora(Document):
-    """Settings of LoRA and QLoRA."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Rank of the update."""
-    alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
-    """Scale of the update; it is multiplied by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout before the update."""
-    target_modules: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
-    """Names of the linear layers to adapt, or the single word all-linear."""
-    bias: LoraBias | None = None
-    """Which bias terms train."""
-    modules_to_save: Annotated[list[Pattern], Field(min_length=1, max_length=16)] | None = None
-    """Modules that train in full and are saved with the adapter."""
-    variant: LoraVariant | None = None
-    """The form of the update."""
-
-
-class Quantization(Document):
-    """How the frozen base is quantised."""
-
-    bits: Annotated[int, Field(ge=4, le=8)] | None = None
-    """4 or 8."""
-    type: QuantizationType | None = None
-    """The number format."""
-    double_quant: bool | None = None
-    """Quantise the quantisation constants too."""
-    compute_type: ComputeType | None = None
-    """The number format in which quantised layers compute."""
-
-
-class SoftPrompt(Document):
-    """Settings of PromptTuning, PTuning and PrefixTuning."""
-
-    virtual_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """How many virtual tokens."""
-    init: SoftPromptInit | None = None
-    """How they start."""
-    init_text: LongText | None = None
-    """The text they start from, with init: Text."""
-    projection: bool | None = None
-    """Project the prefix through a small network (PrefixTuning)."""
-
-
-class FullTuning(Document):
-    """Which parameters train under Full."""
-
-    freeze: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
-    """Name patterns of parameters that stay fixed."""
-    trainable: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
-    """Name patterns of the only parameters that train."""
-    first_layers: Positive | None = None
-    """Train only the first N layers."""
-
-
-class Tuning(Document):
-    """Which parameters change."""
-
-    type: TuningType
-    """The method."""
-    lora: Lora | None = None
-    """Settings of LoRA and QLoRA."""
-    quantization: Quantization | None = None
-    """How the frozen base is quantised; with QLoRA."""
-    soft_prompt: SoftPrompt | None = None
-    """Settings of PromptTuning, PTuning and PrefixTuning."""
-    full: FullTuning | None = None
-    """Settings of Full."""
-
-
-class PreferenceSettings(Document):
-    """Settings of a preference objective."""
-
-    beta: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Strength of the pull towards the reference model."""
-
-
-class DistillationSettings(Document):
-    """Settings of Distillation: alpha · label loss + (1 − alpha) · T² · KL."""
-
-    teacher: Model
-    """The model to learn from."""
-    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
-    """T, applied to both models' logits."""
-    alpha: Fraction | None = None
-    """Weight of the label loss."""
-
-
-class BuiltInReward(StrEnum):
-    """Reward functions that come with the trainer."""
-
-    EXACT_MATCH = "ExactMatch"
-    REGULAR_EXPRESSION = "RegularExpression"
-    LENGTH = "Length"
-
-
-class RewardFunction(Document):
-    """One term of the reward: a trained reward model or a built-in function."""
-
-    model: Model | None = None
-    """A trained reward model."""
-    function: BuiltInReward | None = None
-    """A built-in function."""
-    pattern: Pattern | None = None
-    """The regular expression, with function: RegularExpression."""
-    weight: Annotated[float, Field(ge=-1000, le=1000)] | None = None
-    """Weight of this term."""
-
-
-class ReinforcementSettings(Document):
-    """Settings of PPO and GRPO."""
-
-    rewards: Annotated[list[RewardFunction], Field(min_length=1, max_length=8)]
-    """The terms of the reward."""
-    beta: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Strength of the pull towards the reference model."""
-    generations: Annotated[int, Field(ge=2, le=256)] | None = None
-    """Completions per prompt (GRPO)."""
-
-
-class PretrainSettings(Document):
-    """Settings of Pretrain: training from random initialisation."""
-
-    vocabulary_size: Positive | None = None
-    """Size of a tokenizer trained on the data; absent means the model's own tokenizer."""
-
-
-class Objective(Document):
-    """What is optimised, with the settings of that type only."""
-
-    type: ObjectiveType
-    """The objective."""
-    pretrain: PretrainSettings | None = None
-    """Settings of Pretrain."""
-    distillation: DistillationSettings | None = None
-    """Settings of Distillation."""
-    dpo: PreferenceSettings | None = None
-    """Settings of DPO."""
-    orpo: PreferenceSettings | None = None
-    """Settings of ORPO."""
-    kto: PreferenceSettings | None = None
-    """Settings of KTO."""
-    ppo: ReinforcementSettings | None = None
-    """Settings of PPO."""
-    grpo: ReinforcementSettings | None = None
-    """Settings of GRPO."""
 
 
 class EarlyStopping(Document):

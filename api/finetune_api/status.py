@@ -158,8 +158,8 @@ class Setting(Tolerant):
 
     name: str
     """The spec path."""
-    value: Any
-    """The value that the run uses."""
+    value: Any = None
+    """The value that the run uses; absent where there is none."""
     reason: str
     """"Set by the job" or why the planner chose it."""
 
@@ -260,6 +260,10 @@ class Current(Tolerant):
     """When the number was recorded."""
     running_time: Time | None = None
     """When all its pods were first seen running."""
+    stop_reason: str | None = None
+    """Why it is being stopped: Suspended, Cancelled or a row of the failure table. Recorded before its Job is deleted."""
+    lost_node: str | None = None
+    """The node that stopped answering, with stopReason NodeLost."""
 
 
 class AttemptRecord(Tolerant):
@@ -277,6 +281,8 @@ class AttemptRecord(Tolerant):
     """Succeeded, Suspended, Cancelled or a row of the failure table."""
     checkpoint_step: int | None = None
     """Newest committed checkpoint."""
+    lost_node: str | None = None
+    """The node that stopped answering; later attempts avoid it."""
 
 
 class Failure(Tolerant):
@@ -350,6 +356,8 @@ class FineTuneJobStatus(Tolerant):
     """Where the results are."""
     start_time: Time | None = None
     """When the first attempt's pods ran."""
+    suspended_seconds: int | None = None
+    """Seconds spent suspended since startTime; deadlineSeconds does not count them."""
     completion_time: Time | None = None
     """When the job reached its end."""
 

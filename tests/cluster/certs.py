@@ -102,22 +102,18 @@ class Authority:
 
 def write_kubeconfig(path: Path, server: str, authority: Authority, client: Pair) -> Path:
     """Writes a kubeconfig with everything embedded, so that it can be copied; returns its path."""
+
     def data(file: Path) -> str:
         return base64.b64encode(file.read_bytes()).decode()
 
     name = "finetune-test"
+    cluster = {"server": server, "certificate-authority-data": data(authority.pair.certificate)}
+    user = {"client-certificate-data": data(client.certificate), "client-key-data": data(client.key)}
     content = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": name, "cluster": {"server": server, "certificate-authority-data": data(authority.pair.certificate)}}
-        ],
-        "users": [
-            {
-                "name": name,
-                "user": {"client-certificate-data": data(client.certificate), "client-key-data": data(client.key)},
-            }
-        ],
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": user}],
         "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
         "current-context": name,
     }
@@ -127,7 +123,7 @@ def write_kubeconfig(path: Path, server: str, authority: Authority, client: Pair
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -146,7 +142,7 @@ def _usable(pair: Pair, subject: x509.Name | None = None, hosts: Sequence[str] =
         serialization.load_pem_private_key(pair.key.read_bytes(), password=None)
     except (OSError, ValueError):
         return False
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     if certificate.not_valid_after_utc - now < RENEW_BEFORE or (subject is not None and certificate.subject != subject):
         return False
     if not hosts:

@@ -94,7 +94,8 @@ class ControlPlane:
             *(f"--cert-file={pair.certificate}", f"--key-file={pair.key}", "--client-cert-auth"),
             f"--trusted-ca-file={self.authority.pair.certificate}",
             # The data need not survive a power cut; fsync would be most of the start time.
-            *("--unsafe-no-fsync", "--log-level=warn", "--auto-compaction-retention=10m", "--quota-backend-bytes=2147483648"),
+            *("--unsafe-no-fsync", "--log-level=warn", "--auto-compaction-retention=10m"),
+            f"--quota-backend-bytes={2 * 1024**3}",
         ]
         return self._component(ETCD, argv)
 
@@ -102,7 +103,7 @@ class ControlPlane:
         hosts = [self.address, LOOPBACK, API_SERVICE_IP, "localhost", "kubernetes", "kubernetes.default"]
         hosts += ["kubernetes.default.svc", f"kubernetes.default.svc.{CLUSTER_DOMAIN}"]
         serving, etcd = self.authority.server(API_SERVER, list(dict.fromkeys(hosts))), self._etcd_client()
-        to_kubelet = self.authority.client("apiserver-kubelet-client", "kube-apiserver-kubelet-client", ["system:masters"])
+        to_kubelet = self.authority.client("apiserver-kubelet-client", "kube-apiserver", ["system:masters"])
         tokens = self.authority.signing_key("service-accounts")
         argv = [
             str(self.binaries[API_SERVER]),
@@ -176,7 +177,8 @@ def _https_ok(url: str, client: Pair | None) -> bool:
     if client is not None:
         context.load_cert_chain(client.certificate, client.key)
     try:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        https = urllib.request.HTTPSHandler(context=context)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), https)
         with opener.open(url, timeout=3) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):

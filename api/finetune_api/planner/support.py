@@ -12,6 +12,7 @@ from finetune_api.job import (
     LoraVariant,
     ObjectiveType,
     QuantizationType,
+    Source,
     Task,
     TuningType,
 )
@@ -58,6 +59,8 @@ def _one_of(value: Any, allowed: tuple[Any, ...], path: str) -> Iterator[tuple[s
 def _model(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     model = spec.model
     yield from _not_yet(model.from_job, "model.fromJob")
+    if model.revision is not None and not (model.uri or "").startswith("hf://"):
+        yield "model.revision", "model.revision belongs to hf://owner/name; remove it"
     yield from _one_of(model.task, TASKS, "model.task")
     yield from _not_yet(model.tokenizer, "model.tokenizer")
     yield from _not_yet(model.adapter, "model.adapter")
@@ -67,13 +70,24 @@ def _model(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
 def _dataset(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     dataset = spec.dataset
     for index, source in enumerate(dataset.sources):
-        yield from _not_yet(source.weight, f"dataset.sources[{index}].weight")
-        yield from _not_yet(source.config, f"dataset.sources[{index}].config")
-        yield from _not_yet(source.split, f"dataset.sources[{index}].split")
+        yield from _source(source, f"dataset.sources[{index}]")
     yield from _one_of(dataset.format, FORMATS, "dataset.format")
+    if dataset.validation is not None and dataset.validation.source is not None:
+        yield from _source(dataset.validation.source, "dataset.validation.source")
+        if dataset.validation.source.weight is not None:
+            path = "dataset.validation.source.weight"
+            yield path, f"{path} has no meaning, because held-out records are not mixed; remove it"
     yield from _not_yet(dataset.test, "dataset.test")
     yield from _not_yet(dataset.max_source_tokens, "dataset.maxSourceTokens")
     yield from _not_yet(dataset.max_target_tokens, "dataset.maxTargetTokens")
+
+
+def _source(source: Source, path: str) -> Iterator[tuple[str, str]]:
+    if source.uri.startswith("hf://datasets/"):
+        return
+    for name, value in (("config", source.config), ("split", source.split), ("revision", source.revision)):
+        if value is not None:
+            yield f"{path}.{name}", f"{path}.{name} belongs to hf://datasets/owner/name; remove it"
 
 
 def _method(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:

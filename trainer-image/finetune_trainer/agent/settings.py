@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune_api import naming
 
-# The newest stack dump and the message have to reach the log before the kubelet's SIGKILL.
+# Kubernetes' default grace period.
 DEFAULT_STOP_SECONDS = 30.0
 
 
@@ -24,6 +24,7 @@ class Settings:
     port: int
     master: str
     master_port: int
+    master_progress_port: int
     attempt: int
     node_rank: int
     stop_seconds: float
@@ -34,6 +35,7 @@ class Settings:
     worker_module: str
     memory_events: Path | None
     log_format: str
+    local: bool
     environment: Mapping[str, str]
 
 
@@ -54,6 +56,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         port=given.port,
         master=environment.get(naming.ENV_MASTER, "127.0.0.1"),
         master_port=given.master_port,
+        master_progress_port=given.master_progress_port,
         attempt=attempt,
         node_rank=node_rank,
         stop_seconds=given.stop_budget,
@@ -64,6 +67,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         worker_module=given.worker_module,
         memory_events=given.memory_events,
         log_format=given.log_format,
+        local=given.local,
         environment=dict(environment),
     )
 
@@ -74,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--run-file", type=Path, default=Path(naming.RUN_FILE_PATH), help="what to train")
     add("--work", type=Path, default=Path(naming.SCRATCH_PATH, "work"), help="work directory; emptied at the start")
     add("--termination-log", type=Path, default=Path(naming.TERMINATION_LOG), help="where the last message goes")
-    add("--host", default="0.0.0.0", help="address that the HTTP server listens on")
+    # The operator asks on the pod's address, which the agent does not know.
+    add("--host", default="0.0.0.0", help="address that the HTTP server listens on")  # noqa: S104
     add("--port", type=int, default=naming.PROGRESS_PORT, help="its port; 0 takes a free one (see WORK/state/port)")
     add("--master-port", type=int, default=naming.MASTER_PORT, help="rendezvous port; 0 takes a free one")
+    add("--master-progress-port", type=int, default=naming.PROGRESS_PORT, help="HTTP port of node 0's agent")
     add("--stop-budget", type=float, default=DEFAULT_STOP_SECONDS, help="seconds from SIGTERM to the exit")
     add("--hang-seconds", type=float, default=60.0, help="shortest silence of all workers that counts as a hang")
     add("--start-seconds", type=float, default=1800.0, help="the same while loading and publishing")
@@ -85,4 +91,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--worker-module", default="finetune_trainer.worker", help="module that each worker runs")
     add("--memory-events", type=Path, help="the cgroup's memory.events or memory.oom_control")
     add("--log-format", choices=("json", "text"), default="json", help="json in pods, text for people")
+    add("--local", action="store_true", help="allow file:// places, as `finetune run` does")
     return parser

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from finetune_api.base import Tolerant
+from finetune_api.documents import Finite
 
 _EMPTIED = ("inputs", "resume", "control", "state", "checkpoints", "artifact")
 # A worker writes these; more bytes than this is not one of its documents.
 _MAX_JSON_BYTES = 1 << 20
+
+
+class Result(Tolerant):
+    """What was made and how good it is: artifact is the folder's name, adapter or model."""
+
+    artifact: Annotated[str, Field(max_length=64)]
+    base_eval_loss: Finite | None = None
+    eval_loss: Finite | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +92,12 @@ class WorkDir:
         """The worker's progress document, if there is one yet."""
         return read_json(self.state / "progress.json")
 
-    def result(self) -> dict[str, Any] | None:
-        """What rank 0 wrote at its successful end."""
-        return read_json(self.state / "result.json")
+    def result(self) -> Result | None:
+        """What rank 0 wrote at its successful end, if it did and it is valid."""
+        try:
+            return Result.from_json(read_json(self.state / "result.json"))
+        except ValidationError:
+            return None
 
     def artifact_is_ready(self) -> bool:
         """Whether the artifact is complete."""
@@ -115,4 +130,4 @@ def write_whole(path: Path, text: str) -> None:
     """The file has the old text or the new text at any moment."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
-    os.replace(partial, path)
+    partial.replace(path)

@@ -179,7 +179,13 @@ def restore(store: ObjectStore, prefix: str, ref: CheckpointRef, target: Path) -
 
 
 def start_attempt(
-    store: ObjectStore, prefix: str, *, job_uid: str, attempt: int, restore_to: Path, max_step: int | None = None
+    store: ObjectStore,
+    prefix: str,
+    *,
+    job_uid: str,
+    attempt: int,
+    restore_to: Path,
+    max_step: int | None = None,
 ) -> Start:
     """Take the output over from every earlier attempt and restore the newest checkpoint that is whole.
 
@@ -222,9 +228,7 @@ def start_attempt(
             damaged[refs[0]] = Skipped(fence=refs[0].fence, step=refs[0].step, reason=reason)
 
 
-def _refuse_older_attempt(
-    store: ObjectStore, prefix: str, record: Fence | None, job_uid: str, attempt: int
-) -> None:
+def _refuse_older_attempt(store: ObjectStore, prefix: str, record: Fence | None, job_uid: str, attempt: int) -> None:
     if record is not None and record.job_uid == job_uid and record.attempt > attempt:
         raise Superseded(
             f"attempt {record.attempt} has taken {store.uri(prefix)} over, so attempt {attempt} ends. Nothing to do."

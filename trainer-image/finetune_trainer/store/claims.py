@@ -24,9 +24,7 @@ class OnExisting(StrEnum):
     RESUME = "Resume"
 
 
-def claim_output(
-    store: ObjectStore, prefix: str, claim: Claim, on_existing: OnExisting = OnExisting.FAIL
-) -> Claim:
+def claim_output(store: ObjectStore, prefix: str, claim: Claim, on_existing: str = OnExisting.FAIL) -> Claim:
     """Own the output under prefix; returns the claim that is stored. To be called at every start.
 
     The same job's second call finds its own claim. Another job's claim is taken over only with
@@ -38,10 +36,11 @@ def claim_output(
             return claim
         number, owner = _highest(store, prefix)
         differs = [word for name, word in _DIGESTS.items() if getattr(claim, name) != getattr(owner, name)]
-        if owner.job_uid != claim.job_uid and on_existing is OnExisting.FAIL:
+        if owner.job_uid != claim.job_uid and on_existing != OnExisting.RESUME:
             raise OutputInUse(
-                f"{store.uri(prefix)} belongs to the job {owner.namespace}/{owner.name} (UID {owner.job_uid}). "
-                "Choose another output.uri, or set output.onExisting: Resume to continue the same run.",
+                f"{store.uri(prefix)} belongs to the job {owner.namespace}/{owner.name} "
+                f"(UID {owner.job_uid}). Choose another output.uri, or set output.onExisting: Resume "
+                "to continue the same run.",
                 field="output.uri",
             )
         if differs:

@@ -10,8 +10,16 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError
-from pydantic import model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from finetune_trainer.store.errors import CheckpointInvalid, StoreError
@@ -28,7 +36,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 def check_part_name(name: str) -> str:
-    """The name if it is a plain relative path, else ValueError: no `..`, no absolute path, no odd characters."""
+    """The name if it is a plain relative path of plain characters without `..`, else ValueError."""
     if len(name) > 512 or not _PART_NAME.fullmatch(name) or any(p in (".", "..") for p in name.split("/")):
         raise ValueError(
             f"{name[:80]!r} is not a valid file name: use relative paths of letters, digits and _.+=@- only"

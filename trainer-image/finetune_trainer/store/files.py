@@ -46,7 +46,10 @@ def scan(folder: Path) -> tuple[LocalFile, ...]:
 
 
 def upload(
-    store: ObjectStore, prefix: str, files: Iterable[LocalFile], before_each: Callable[[], None] = lambda: None
+    store: ObjectStore,
+    prefix: str,
+    files: Iterable[LocalFile],
+    before_each: Callable[[], None] = lambda: None,
 ) -> None:
     """Put the files under prefix. Raises ValueError if one of them changed since it was hashed."""
     for file in files:
@@ -77,7 +80,7 @@ def download(store: ObjectStore, prefix: str, entries: Iterable[FileEntry], targ
             except ObjectNotFound:
                 raise CheckpointInvalid(f"{store.uri(key)} is missing") from None
             _check(_entry(partial, path), entry, store.uri(key))
-        os.rename(partial, target)
+        partial.rename(target)
     except OSError as error:
         raise from_os_error(error, "write", target) from error
     finally:

@@ -7,8 +7,14 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from finetune_trainer.store.errors import ConditionalWriteUnsupported, ObjectNotFound, StoreError, from_os_error
+from finetune_trainer.store.errors import (
+    ConditionalWriteUnsupported,
+    ObjectNotFound,
+    StoreError,
+    from_os_error,
+)
 from finetune_trainer.store.objects import CHUNK_BYTES, ObjectInfo
 
 _PARTIAL = ".partial"
@@ -28,7 +34,7 @@ class LocalStore:
         """Store bytes or a file; durable on disk when this returns."""
         path = self._path(key)
         try:
-            os.replace(self._write_partial(path, data), path)
+            self._write_partial(path, data).replace(path)
             _sync_folder(path.parent)
         except OSError as error:
             raise from_os_error(error, "write", path) from error
@@ -74,7 +80,7 @@ class LocalStore:
             raise self._read_error(error, source) from error
         try:
             shutil.copyfile(source, partial)
-            os.replace(partial, path)
+            partial.replace(path)
         except OSError as error:
             raise from_os_error(error, "write", path) from error
         finally:
@@ -99,7 +105,7 @@ class LocalStore:
             for name in sorted(names):
                 path = Path(parent, name)
                 key = path.relative_to(self._root).as_posix()
-                if key.startswith(prefix) and not name.endswith(_PARTIAL):
+                if key.startswith(prefix) and not _is_partial(name):
                     try:
                         yield self._info(key, path)
                     except FileNotFoundError:
@@ -132,7 +138,7 @@ class LocalStore:
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        if any(part in ("", ".", "..") for part in parts) or parts[-1].endswith(_PARTIAL):
+        if any(part in ("", ".", "..") for part in parts) or _is_partial(parts[-1]):
             raise ValueError(f"{key!r} is not a valid key")
         return self._root.joinpath(*parts)
 
@@ -153,7 +159,7 @@ class LocalStore:
         return partial
 
     @staticmethod
-    def _create(partial: Path):  # type: ignore[no-untyped-def]  # the type of open() in binary mode is private
+    def _create(partial: Path) -> BinaryIO:
         while True:
             partial.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -171,6 +177,10 @@ class LocalStore:
         if isinstance(error, IsADirectoryError):
             return ObjectNotFound(f"{path} is a folder, not a file. Check the path.")
         return from_os_error(error, "read", path)
+
+
+def _is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_PARTIAL)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
@@ -118,8 +118,7 @@ class S3Store:
             if isinstance(data, bytes):
                 self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
             else:
-                with data.open("rb") as source:
-                    self._client.upload_fileobj(source, self._bucket, key, Config=_TRANSFER)
+                self._client.upload_file(str(data), self._bucket, key, Config=_TRANSFER)
         except _FAILURES as error:
             raise self._typed(error, "write", key) from None
         except OSError as error:
@@ -143,7 +142,7 @@ class S3Store:
                 if code not in _CONFLICT or number + 1 == _CONDITION_TRIES:
                     raise self._typed(error, "write", key) from None
                 # Another writer of this key is at work: whoever wins, the next try tells.
-                self._sleep(random.uniform(0.5, 1.0) * 0.1 * 2**number)
+                self._wait(number)
             except BotoCoreError as error:
                 raise self._typed(error, "write", key) from None
         raise AssertionError("unreachable")
@@ -193,7 +192,7 @@ class S3Store:
                 # A request that got no answer was retried by the client already; a broken body was not.
                 if body is None or failures == _STREAM_TRIES:
                     raise self._typed(error, "read", key) from None
-                self._sleep(random.uniform(0.5, 1.0) * 0.1 * 2**failures)
+                self._wait(failures)
             finally:
                 if body is not None:
                     body.close()
@@ -224,8 +223,14 @@ class S3Store:
         except _FAILURES as error:
             raise self._typed(error, "delete", key) from None
 
+    def _wait(self, tries: int) -> None:
+        """Waits longer with each try, and not equally long in every process."""
+        self._sleep(random.uniform(0.05, 0.1) * 2**tries)  # noqa: S311  # jitter needs no secrecy
+
     def _typed(self, error: Exception, action: str, key: str) -> StoreError:
         """The error to raise. The cause is never chained: its response echoes key ids and signatures."""
+        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, ClientError):
+            error = error.__context__  # boto3 hands on nothing but its text
         if isinstance(error, ClientError):
             if re.fullmatch(r"\d+", _code(error)):
                 error = self._named(error, key)
@@ -238,7 +243,7 @@ class S3Store:
             )
         if isinstance(error, SSLError):
             return StorageUnavailable(
-                f"{what}: no trusted TLS connection. Check that storage.endpoint has the right scheme, and name "
+                f"{what}: no trusted TLS connection. Check the scheme of storage.endpoint, and name "
                 "the authority of its certificate in storage.caConfigMapName."
             )
         return StorageUnavailable(f"{what}. Check storage.endpoint, and that it can be reached from here.")
@@ -258,7 +263,9 @@ class S3Store:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         what = f"{what}: {code}"
         if code in ("NoSuchBucket", "InvalidBucketName"):
-            return BucketNotFound(f"{what}. Create the bucket {self._bucket!r}, or correct the URI or storage.endpoint.")
+            return BucketNotFound(
+                f"{what}. Create the bucket {self._bucket!r}, or correct the URI or storage.endpoint."
+            )
         if code in _UNKNOWN_KEY:
             return CredentialsRejected(
                 f"{what}: the server does not know this access key id (InvalidAccessKeyId). "
@@ -282,7 +289,7 @@ class S3Store:
             )
         if code in ("PreconditionFailed", "412"):
             return StorageUnavailable(f"{what}: the object changed while it was read. Start the run again.")
-        return StorageUnavailable(f"{what} (HTTP {status}). Try again later; ask the storage's owner if it lasts.")
+        return StorageUnavailable(f"{what} (HTTP {status}). If it lasts, ask the storage's owner.")
 
 
 def _code(error: ClientError) -> str:

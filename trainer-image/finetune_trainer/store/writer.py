@@ -43,8 +43,8 @@ class CheckpointWriter:
         highest = highest_fence(self.store, self.prefix)
         if highest > self.fence.fence:
             raise Superseded(
-                f"fence {highest} has taken {self.store.uri(self.prefix)} over from fence {self.fence.fence}: "
-                "what this attempt writes no longer counts, so it ends. Nothing to do."
+                f"fence {highest} has taken {self.store.uri(self.prefix)} over from fence "
+                f"{self.fence.fence}: what this attempt writes no longer counts, so it ends. Nothing to do."
             )
 
     def commit(
@@ -84,7 +84,7 @@ class CheckpointWriter:
                 self.store.put_if_absent(join_key(base, MANIFEST), manifest.to_bytes())
                 checkpoint = self._committed(step, manifest.parts)
             if checkpoint is None:
-                raise CheckpointInvalid(f"{self.store.uri(base)}/{MANIFEST} vanished. Do not edit the output.")
+                raise CheckpointInvalid(f"{self.store.uri(base)}/{MANIFEST} is gone. Do not edit the output.")
             # Only now is it sure that whoever starts next has seen it.
             self.ensure_current()
             self._newest = step
@@ -112,10 +112,11 @@ class CheckpointWriter:
         checkpoint is kept. Whole means here that all parts are there in full length. Raises Superseded.
         """
         if keep_last < 1:
-            raise ValueError(f"keep_last is {keep_last}, but the newest checkpoint has to stay: use 1 or more")
+            raise ValueError(f"keep_last is {keep_last}, but the newest checkpoint stays: use 1 or more")
         with self._lock:
             folders = self._folders()
-            whole = [ref for ref in survey(self.store, self.prefix, self.fence.fence).refs if self._is_whole(ref, folders)]
+            refs = survey(self.store, self.prefix, self.fence.fence).refs
+            whole = [ref for ref in refs if self._is_whole(ref, folders)]
             # After the reading, before the first deletion: were this process to stall from here on, every
             # later fence would have the checkpoints that are kept, and lack only older ones.
             self.ensure_current()

@@ -1,6 +1,6 @@
 """Fake GPU nodes and pods (KWOK) beside a real control plane: the scheduler decides for real, containers do not exist.
 
-`kwok/pod.yaml` says which annotations steer a fake pod; `FakeNodes` wraps them.
+`pod.yaml` says which annotations steer a fake pod; `FakeNodes` wraps them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class FakeNodes:
         self._kubectl("delete", "node", name, "--wait=false")
 
     def lose(self, name: str) -> None:
-        """The node goes silent: no heartbeat, pods frozen as they are, Ready=Unknown as the node controller would say."""
+        """The node goes silent: no heartbeat, its pods frozen, Ready=Unknown as the node controller would say."""
         self._kubectl("annotate", "node", name, *(f"{key}-" for key in MANAGED))
         self._ready(name, "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
 

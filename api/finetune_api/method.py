@@ -1,0 +1,162 @@
+"""What a job optimises and which parameters change: objective and tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import Document
+from finetune_api.enums import (
+    BuiltInReward,
+    ComputeType,
+    LoraBias,
+    LoraVariant,
+    ObjectiveType,
+    QuantizationType,
+    SoftPromptInit,
+    TuningType,
+)
+from finetune_api.fields import Fraction, LongText, Pattern, Positive
+from finetune_api.model import Model
+
+
+class Lora(Document):
+    """Settings of LoRA and QLoRA."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0, le=65536)] | None = None
+    """Scale of the update; it is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout before the update."""
+    target_modules: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
+    """Names of the linear layers to adapt, or the single word all-linear."""
+    bias: LoraBias | None = None
+    """Which bias terms train."""
+    modules_to_save: Annotated[list[Pattern], Field(min_length=1, max_length=16)] | None = None
+    """Modules that train in full and are saved with the adapter."""
+    variant: LoraVariant | None = None
+    """The form of the update."""
+
+
+class Quantization(Document):
+    """How the frozen base is quantised."""
+
+    bits: Annotated[int, Field(ge=4, le=8)] | None = None
+    """4 or 8."""
+    type: QuantizationType | None = None
+    """The number format."""
+    double_quant: bool | None = None
+    """Quantise the quantisation constants too."""
+    compute_type: ComputeType | None = None
+    """The number format in which quantised layers compute."""
+
+
+class SoftPrompt(Document):
+    """Settings of PromptTuning, PTuning and PrefixTuning."""
+
+    virtual_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """How many virtual tokens."""
+    init: SoftPromptInit | None = None
+    """How they start."""
+    init_text: LongText | None = None
+    """The text they start from, with init: Text."""
+    projection: bool | None = None
+    """Project the prefix through a small network (PrefixTuning)."""
+
+
+class FullTuning(Document):
+    """Which parameters train under Full."""
+
+    freeze: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
+    """Name patterns of parameters that stay fixed."""
+    trainable: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
+    """Name patterns of the only parameters that train."""
+    first_layers: Positive | None = None
+    """Train only the first N layers."""
+
+
+class Tuning(Document):
+    """Which parameters change."""
+
+    type: TuningType
+    """The method."""
+    lora: Lora | None = None
+    """Settings of LoRA and QLoRA."""
+    quantization: Quantization | None = None
+    """How the frozen base is quantised; with QLoRA."""
+    soft_prompt: SoftPrompt | None = None
+    """Settings of PromptTuning, PTuning and PrefixTuning."""
+    full: FullTuning | None = None
+    """Settings of Full."""
+
+
+class PreferenceSettings(Document):
+    """Settings of a preference objective."""
+
+    beta: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Strength of the pull towards the reference model."""
+
+
+class DistillationSettings(Document):
+    """Settings of Distillation: alpha · label loss + (1 − alpha) · T² · KL."""
+
+    teacher: Model
+    """The model to learn from."""
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
+    """T, applied to both models' logits."""
+    alpha: Fraction | None = None
+    """Weight of the label loss."""
+
+
+class RewardFunction(Document):
+    """One term of the reward: a trained reward model or a built-in function."""
+
+    model: Model | None = None
+    """A trained reward model."""
+    function: BuiltInReward | None = None
+    """A built-in function."""
+    pattern: Pattern | None = None
+    """The regular expression, with function: RegularExpression."""
+    weight: Annotated[float, Field(ge=-1000, le=1000)] | None = None
+    """Weight of this term."""
+
+
+class ReinforcementSettings(Document):
+    """Settings of PPO and GRPO."""
+
+    rewards: Annotated[list[RewardFunction], Field(min_length=1, max_length=8)]
+    """The terms of the reward."""
+    beta: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Strength of the pull towards the reference model."""
+    generations: Annotated[int, Field(ge=2, le=256)] | None = None
+    """Completions per prompt (GRPO)."""
+
+
+class PretrainSettings(Document):
+    """Settings of Pretrain: training from random initialisation."""
+
+    vocabulary_size: Positive | None = None
+    """Size of a tokenizer trained on the data; absent means the model's own tokenizer."""
+
+
+class Objective(Document):
+    """What is optimised, with the settings of that type only."""
+
+    type: ObjectiveType
+    """The objective."""
+    pretrain: PretrainSettings | None = None
+    """Settings of Pretrain."""
+    distillation: DistillationSettings | None = None
+    """Settings of Distillation."""
+    dpo: PreferenceSettings | None = None
+    """Settings of DPO."""
+    orpo: PreferenceSettings | None = None
+    """Settings of ORPO."""
+    kto: PreferenceSettings | None = None
+    """Settings of KTO."""
+    ppo: ReinforcementSettings | None = None
+    """Settings of PPO."""
+    grpo: ReinforcementSettings | None = None
+    """Settings of GRPO."""

@@ -1,0 +1,88 @@
+"""How an attempt or a preflight ended: from pods and the Job's own words to a row of the failure table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from finetune_api.failures import by_exit_code
+from finetune_operator.decide.documents import SUCCEEDED, clean, read_termination
+from finetune_operator.snapshot import ChildJob, PodView
+
+# What follows from another pod's end, and so never is the cause where there is another.
+CONSEQUENCES = ("CollectiveFailed", "Stopped")
+_LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
+_DISK = re.compile(r"ephemeral[- ](local )?storage|emptydir", re.IGNORECASE)
+_EXIT_CODE = re.compile(r"failed with exit code (\d{1,3})\b")
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why something ended."""
+
+    failure_class: str
+    message: str
+    field: str | None = None
+
+
+def cause_of_failure(job: ChildJob, pods: Sequence[PodView]) -> Cause:
+    """The first cause among the pods; without pods, what the Job says about them."""
+    ended = sorted((pod for pod in pods if pod.over or pod.ended), key=lambda pod: pod.exit_time or _END_OF_TIME)
+    causes = [found for pod in ended if (found := _cause_in(pod)) is not None]
+    for found in causes:
+        if found.failure_class not in CONSEQUENCES:
+            return found
+    return causes[0] if causes else _cause_in_job(job)
+
+
+def checkpoint_in(pods: Sequence[PodView]) -> int | None:
+    """The newest checkpoint that any pod spoke of with its last words."""
+    messages = (read_termination(pod.termination_message) for pod in pods)
+    return max((m.checkpoint_step for m in messages if m is not None and m.checkpoint_step is not None), default=None)
+
+
+def _cause_in(pod: PodView) -> Cause | None:
+    if pod.exit_code == 0 and pod.disruption is None:
+        return None
+    where = f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+    if pod.reason == "Evicted" and _DISK.search(pod.message):
+        return Cause("DiskFull", f"{where}: {clean(pod.message)}")
+    if pod.disruption is not None:
+        kind = "NodeLost" if pod.disruption in _LOST_NODE else "Evicted"
+        return Cause(kind, f"{where} was disrupted: {pod.disruption}")
+    said = read_termination(pod.termination_message)
+    if said is not None and said.outcome != SUCCEEDED:
+        return Cause(said.outcome, said.message, said.field)
+    return _cause_by_code(pod, where)
+
+
+def _cause_by_code(pod: PodView, where: str) -> Cause:
+    if pod.exit_reason == "OOMKilled":
+        return Cause("OutOfHostMemory", f"{where} was killed for using more memory than its limit")
+    if pod.exit_reason == "ContainerStatusUnknown":
+        return Cause("NodeLost", f"{where}: the node lost sight of the container")
+    if pod.reason == "Evicted":
+        return Cause("Evicted", f"{where}: {clean(pod.message)}")
+    if pod.reason == "UnexpectedAdmissionError":
+        return Cause("AcceleratorMismatch", f"{where}: {clean(pod.message)}")
+    if pod.reason.startswith("OutOf") or pod.reason == "NodeAffinity":
+        return Cause("Unschedulable", f"{where} was refused by its node: {clean(pod.message) or pod.reason}")
+    if pod.exit_code is None:
+        return Cause("Unknown", f"{where} failed: {pod.reason or 'no reason given'} {clean(pod.message)}".strip())
+    row = by_exit_code(pod.exit_code)
+    reason = f", {pod.exit_reason}" if pod.exit_reason else ""
+    return Cause(row.name, f"{where} ended with exit code {pod.exit_code}{reason} and left no message; see its log")
+
+
+def _cause_in_job(job: ChildJob) -> Cause:
+    message = clean(job.message)
+    if job.reason == "DeadlineExceeded":
+        return Cause("Hang", f"Job {job.name} did not end in time: {message}")
+    if "DisruptionTarget" in message:
+        return Cause("Evicted", message)
+    if found := _EXIT_CODE.search(message):
+        return Cause(by_exit_code(int(found.group(1))).name, message)
+    return Cause("Unknown", f"Job {job.name} failed and its pods are gone: {job.reason} {message}".strip())

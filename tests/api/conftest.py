@@ -1,0 +1,101 @@
+"""The api tier: a real API server, etcd, scheduler and controller manager; nodes and pods are KWOK's."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.api import objects
+from tests.api.fake_trainer import FakeTrainers
+from tests.api.history import History
+from tests.api.operator_process import OperatorProcess
+from tests.api.rest import Api
+from tests.api.tenant import Tenant, until
+from tests.cluster.local import LocalCluster
+
+CRDS = Path(__file__).parents[2] / "crds"
+# name and accelerator, GiB, US dollars per GPU and hour
+POOLS = (("l4", 24, 0.7), ("a40", 48, 1.1), ("a100-40", 40, 2.0), ("a100-80", 80, 3.0))
+GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+_COUNTER = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[LocalCluster]:
+    """A control plane of this test process, with our CRDs and fake pods."""
+    with LocalCluster("control-plane", private=True) as found:
+        found.start_kwok()
+        found.kubectl("apply", "--server-side", *(f"--filename={path}" for path in sorted(CRDS.glob("*.yaml"))))
+        found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        yield found
+
+
+@pytest.fixture(scope="session")
+def api(cluster: LocalCluster) -> Api:
+    """Requests as cluster admin."""
+    return Api(cluster.kubeconfig)
+
+
+@pytest.fixture
+def namespace(api: Api, request: pytest.FixtureRequest) -> str:
+    """A namespace of this test alone."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.originalname.removeprefix("test_").lower())[:40].strip("-")
+    name = f"{words}-{os.getpid()}-{next(_COUNTER)}"
+    api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    return name
+
+
+@pytest.fixture(scope="session")
+def pools(cluster: LocalCluster, api: Api) -> tuple[str, ...]:
+    """The platform team's pools, each with two whole nodes that carry its label and the GPU taint."""
+    for name, memory, price in POOLS:
+        api.create("gpupools", objects.pool(name, name, memory, price))
+        for number in range(2):
+            cluster.nodes.add(f"{name}-{number}", gpus=8, labels={"gpu-pool": name}, taints=[GPU_TAINT])
+    return tuple(name for name, *_ in POOLS)
+
+
+@pytest.fixture(scope="session")
+def history(api: Api) -> Iterator[History]:
+    """Every version of every job from before the operator's start."""
+    found = History(api)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: LocalCluster, api: Api, pools: tuple[str, ...], history: History) -> Iterator[OperatorProcess]:
+    """The operator as a process; a test that stops it starts it again."""
+    api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "finetune-system"}})
+    found = OperatorProcess(cluster, cluster.kubeconfig)
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def trainers() -> Iterator[FakeTrainers]:
+    """The progress servers of the fake pods."""
+    with FakeTrainers() as found:
+        yield found
+
+
+@pytest.fixture
+def tenant(api: Api, trainers: FakeTrainers, namespace: str, operator: OperatorProcess,
+           history: History) -> Iterator[Tenant]:
+    """A tenant with a namespace of her own. Afterwards nothing of hers holds GPUs, and these hold for every test:
+
+    no Kopf annotation and no finalizer was ever on her jobs, and no two writes in a row said the same.
+    """
+    found = Tenant(api, trainers, namespace)
+    yield found
+    for job in api.list("finetunejobs", namespace):
+        api.delete("finetunejobs", namespace, job["metadata"]["name"])
+    until(lambda: api.list("pods", namespace), lambda pods: not pods, 30)
+    assert history.touched_metadata(namespace) == []
+    assert history.repetitions(namespace) == []

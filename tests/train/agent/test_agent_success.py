@@ -1,0 +1,63 @@
+"""An attempt that goes well: inputs, workers, checkpoints in the store, artifact, last words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from finetune_trainer.store.checkpoints import list_checkpoints
+from finetune_trainer.store.objects import open_store
+
+
+def steps_in(output: Path) -> list[int]:
+    store, prefix = open_store(str(output))
+    return [checkpoint.step for checkpoint in list_checkpoints(store, prefix)]
+
+
+def test_success_publishes_the_artifact_and_stores_the_checkpoints(make_agent, output) -> None:
+    agent = make_agent(does={"steps": 5, "save_every": 2, "step_seconds": 0.3})
+    assert agent.execute() == 0, agent.out + agent.err
+    assert json.loads((output / "adapter" / "adapter.json").read_text()) == {"step": 5, "resumedFrom": None}
+    assert (output / "report.md").read_text() == "# Report\n"
+    assert steps_in(output) == [5, 4, 2]
+    message = agent.message
+    assert (message.outcome, message.artifact, message.step, message.checkpoint_step) == ("Succeeded", "adapter", 5, 5)
+    assert (message.base_eval_loss, message.eval_loss) == (3.5, 2.5)
+
+
+def test_the_log_tells_the_story_one_event_per_line(make_agent) -> None:
+    agent = make_agent(does={"steps": 2})
+    assert agent.execute() == 0
+    told = [json.loads(line)["event"] for line in agent.out.splitlines() if line.startswith("{")]
+    assert told == ["serving", "attempt begun", "inputs fetched", "workers started", "worker ended",
+                    "checkpoint stored", "artifact published", "attempt ended"]
+    assert "step 2" in agent.out.splitlines()  # a single worker's own output is passed on as it is
+
+
+def test_only_the_newest_checkpoints_stay_in_the_store_and_one_on_disk(make_agent, make_run, output) -> None:
+    agent = make_agent(make_run(keep_last=2), does={"steps": 8, "save_every": 2, "step_seconds": 0.25})
+    assert agent.execute() == 0
+    assert steps_in(output) == [8, 6]
+    assert sorted(path.name for path in (agent.work / "checkpoints").iterdir()) == ["step-8", "step-8.ready"]
+
+
+def test_an_artifact_that_was_published_already_ends_the_next_attempt_at_once(make_agent, output) -> None:
+    assert make_agent(does={"steps": 2}).execute() == 0
+    again = make_agent(attempt=1, does={"fail_rank": 0})
+    assert again.execute() == 0
+    assert (again.message.outcome, again.message.artifact) == ("Succeeded", "adapter")
+    assert again.events("workers started") == []
+
+
+def test_an_orphan_of_a_worker_does_not_outlive_the_attempt(make_agent) -> None:
+    agent = make_agent(does={"steps": 2, "orphan": True})
+    assert agent.execute() == 0
+    alive = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(agent.work).encode() in _read(p)]
+    assert alive == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,110 @@
+"""Pruning: old checkpoints go, what may still be needed stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.store.checkpoints import list_checkpoints, restore
+from finetune_trainer.store.errors import (
+    CheckpointInvalid,
+    StorageUnavailable,
+)
+from finetune_trainer.store.objects import ObjectStore, join_key
+from finetune_trainer.store.writer import CheckpointWriter
+from tests.train.store.conftest import Run, committed, steps
+
+
+def test_pruning_keeps_the_newest_the_named_and_the_one_resumed_from(run: Run) -> None:
+    committed(run, 10, 20, 30)
+    _, writer, _ = run.start(attempt=2)
+    for step in (40, 50, 60, 70):
+        writer.commit(step, run.saved(step), world_size=1)
+    assert writer.prune(keep_last=2, keep_steps={20}) == (10, 40, 50)
+    assert steps(run.place) == [70, 60, 30, 20]
+    assert writer.prune(keep_last=2, keep_steps={20}) == ()
+    start, _, _ = run.start(attempt=3)
+    assert start.resumed is not None and start.resumed.step == 70 and start.skipped == ()
+
+
+def test_a_rollback_to_before_what_is_left_is_a_fresh_start_not_damage(run: Run) -> None:
+    committed(run, 10, 20, 30)
+    _, writer, _ = run.start(attempt=2)
+    assert writer.prune(keep_last=1) == (10, 20)
+    start, _, _ = run.start(attempt=2, max_step=25)
+    assert start.resumed is None and start.skipped == ()
+
+
+def test_pruning_leaves_no_file_of_what_it_removed(run: Run) -> None:
+    writer, _ = committed(run, 10, 20)
+    writer.prune(keep_last=1)
+    assert {key.rpartition("/step-")[2].split("/")[0] for key in run.place.list_keys() if "step" in key} == {"20"}
+    assert len(run.place.list_keys()) == 4
+
+
+def test_pruning_counts_only_whole_checkpoints(run: Run) -> None:
+    writer, _ = committed(run, 10, 20, 30)
+    (run.place.folder / "checkpoints/fence-1/step-30/adapter.safetensors").unlink()
+    assert writer.prune(keep_last=1) == (10,)
+    start, _, _ = run.start(attempt=2)
+    assert start.resumed is not None and start.resumed.step == 20
+
+
+def test_pruning_removes_nothing_when_nothing_is_whole(run: Run) -> None:
+    writer, _ = committed(run, 10)
+    (run.place.folder / "checkpoints/fence-1/step-10/adapter.safetensors").unlink()
+    before = run.place.list_keys()
+    assert writer.prune(keep_last=1) == () and run.place.list_keys() == before
+
+
+def test_pruning_sweeps_torn_uploads_and_late_writes(run: Run) -> None:
+    committed(run, 10)
+    run.place.store.put(join_key(run.place.prefix, "checkpoints/fence-1/step-15/adapter.safetensors"), b"torn")
+    _, writer, _ = run.start(attempt=2)
+    run.place.store.put(join_key(run.place.prefix, "checkpoints/fence-1/step-99/MANIFEST.json"), b"late")
+    run.place.store.put(join_key(run.place.prefix, "checkpoints/notes.txt"), b"not ours")
+    assert writer.prune(keep_last=5) == ()
+    assert [key for key in run.place.list_keys() if "step-15" in key or "step-99" in key] == []
+    assert "checkpoints/notes.txt" in run.place.list_keys() and steps(run.place) == [10]
+
+
+def test_pruning_everything_is_refused(run: Run) -> None:
+    writer, _ = committed(run, 10)
+    with pytest.raises(ValueError, match="keep_last is 0"):
+        writer.prune(keep_last=0)
+
+
+def test_restoring_what_was_pruned_is_told(run: Run, tmp_path: Path) -> None:
+    writer, _ = committed(run, 10, 20)
+    gone = list_checkpoints(run.place.store, run.place.prefix)[1].ref
+    writer.prune(keep_last=1)
+    with pytest.raises(CheckpointInvalid, match="manifest is missing"):
+        restore(run.place.store, run.place.prefix, gone, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_pruning_that_is_cut_off_leaves_no_checkpoint_without_its_parts(run: Run) -> None:
+    class CutOff:
+        left = 1
+
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def delete(self, key: str) -> None:
+            if self.left == 0:
+                raise StorageUnavailable("no answer")
+            self.left -= 1
+            self.real.delete(key)
+
+    writer, _ = committed(run, 10, 20)
+    with pytest.raises(StorageUnavailable):
+        CheckpointWriter(CutOff(run.place.store), run.place.prefix, writer.fence).prune(keep_last=1)
+    assert steps(run.place) == [20]
+    assert len([key for key in run.place.list_keys() if "step-10" in key]) == 2
+    assert writer.prune(keep_last=1) == ()
+    assert [key for key in run.place.list_keys() if "step-10" in key] == []

@@ -1,0 +1,171 @@
+"""Runs for the worker's tests: a run file by few words, its work directory, and workers as real processes.
+
+Workers are forked from a server process that has imported the libraries once, so that a run costs seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.runfile import RunFile
+
+from tests.train.models import tiny_model
+
+_PRELOADED = [
+    "torch", "transformers", "transformers.trainer", "peft", "bitsandbytes", "accelerate", "matplotlib.figure",
+    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
+    "finetune_trainer.worker.train", "finetune_trainer.worker.main", "tests.train.models",
+]
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(_PRELOADED)
+TIMEOUT_SECONDS = 240
+
+
+def records(count: int = 24) -> list[dict[str, str]]:
+    """A task that a tiny model can learn: a letter asks for a word."""
+    words = ["red", "blue", "green", "black", "white", "grey"]
+    return [{"prompt": f"say {words[i % 6]} {i // 6}: ", "completion": words[i % 6] * (1 + i % 3)} for i in range(count)]
+
+
+def run_file(model: Path, **changes: Any) -> RunFile:
+    """A run on two held-out records and the rest for training; changes name fields of any section."""
+    document: dict[str, Any] = {
+        "job": {"name": "tiny", "namespace": "team-a", "uid": "0f0e0d0c-0000-0000-0000-000000000001"},
+        "model": {"source": {"uri": "hf://tiny/llama", "revision": "abc123", "access": {}}, "task": "CausalLM",
+                  "attention": "Sdpa", "digest": "sha256:m"},
+        "dataset": {"sources": [{"uri": "s3://b/train.jsonl", "access": {}}], "format": "PromptCompletion",
+                    "validationFraction": 0.2, "lossOn": "Completion", "truncation": "Error", "digest": "sha256:d"},
+        "objective": "Supervised",
+        "tuning": {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["all-linear"],
+                                            "bias": "None", "variant": "Standard"}},
+        "hyperparameters": {
+            "totalSteps": 4, "epochs": 1, "learningRate": 1e-2, "schedule": "Linear", "warmupRatio": 0.0,
+            "weightDecay": 0.0, "microBatchSize": 2, "gradientAccumulation": 2, "maxSequenceLength": 64,
+            "precision": "FP32", "optimizer": "AdamW", "gradientCheckpointing": False, "maxGradNorm": 1.0,
+            "zeroStage": 0, "seed": 7},
+        "evaluation": {"generation": {"maxNewTokens": 8}},
+        "checkpoint": {"keepLast": 2},
+        "output": {"target": {"uri": "s3://b/out", "access": {}}, "mergeAdapter": False, "onExisting": "Fail"},
+        "resources": {"pool": "cpu", "nodes": 1, "processesPerNode": 1, "accelerator": "cpu"},
+        "settings": [{"field": "hyperparameters.learningRate", "value": 0.01, "source": "spec"}],
+    }
+    for key, value in changes.items():
+        section = next(s for s in ("hyperparameters", "tuning", "resources", "evaluation", "checkpoint", "output",
+                                   "model", "dataset") if key in _FIELDS[s])
+        document[section][key] = value
+    return RunFile.from_json(document)
+
+
+_FIELDS = {
+    "hyperparameters": {"totalSteps", "learningRate", "schedule", "warmupRatio", "weightDecay", "microBatchSize",
+                        "gradientAccumulation", "maxSequenceLength", "precision", "optimizer",
+                        "gradientCheckpointing", "maxGradNorm", "zeroStage", "seed"},
+    "tuning": {"type", "lora", "quantization"}, "resources": {"processesPerNode"}, "evaluation": {"everySteps"},
+    "checkpoint": {"everySteps", "everyMinutes"}, "output": {"mergeAdapter"}, "model": {"attention"},
+    "dataset": {"validationFraction"},
+}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["all-linear"], "bias": "None", "variant": "Standard"}
+NF4 = {"bits": 4, "type": "NF4", "doubleQuant": True, "computeType": "BF16"}
+FULL: dict[str, Any] = {"type": "Full", "lora": None}
+QLORA: dict[str, Any] = {"type": "QLoRA", "quantization": NF4, "precision": "BF16", "optimizer": "PagedAdamW8bit"}
+
+
+@dataclass
+class Work:
+    """One work directory, as the agent would prepare it."""
+
+    root: Path
+    run: RunFile
+
+    @classmethod
+    def make(cls, root: Path, run: RunFile, model: Path, rows: list[dict[str, str]] | None = None) -> Work:
+        """Lay out inputs for run."""
+        (root / "inputs/data/0").mkdir(parents=True)
+        shutil.copytree(model, root / "inputs/model")
+        lines = "".join(json.dumps(row) + "\n" for row in rows or records())
+        (root / "inputs/data/0/train.jsonl").write_text(lines)
+        return cls(root, run)
+
+    def resumed_from(self, earlier: Work, step: int, root: Path) -> Work:
+        """A further attempt in root that takes up the checkpoint of step."""
+        shutil.copytree(earlier.root / "inputs", root / "inputs")
+        shutil.copytree(earlier.root / f"checkpoints/step-{step}", root / "resume")
+        return Work(root, self.run)
+
+    def train(self, **env: str) -> list[int]:
+        """Run all ranks as processes to their end; returns their exit codes."""
+        path = self.root / "run.json"
+        path.write_text(json.dumps(self.run.to_json()))
+        argv = ["--run-file", str(path), "--work", str(self.root)]
+        return launch(_worker, self.run.world_size, argv, env)
+
+    def read(self, name: str) -> Any:
+        """A JSON file below the root."""
+        return json.loads((self.root / name).read_text())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.root / "artifact/metrics.jsonl").read_text().splitlines()]
+
+    def losses(self, folder: str) -> list[tuple[int, float, float]]:
+        """Step, loss and gradient norm of each step in a checkpoint's history."""
+        history = self.read(f"{folder}/trainer_state.json")["log_history"]
+        return [(e["step"], e["loss"], e["grad_norm"]) for e in history if "loss" in e]
+
+    def logged(self) -> str:
+        """What the workers printed."""
+        return (self.root / "worker-0.log").read_text()
+
+
+def _worker(argv: list[str], env: dict[str, str]) -> int:
+    from finetune_trainer.worker.main import main
+
+    log = Path(argv[-1]) / f"worker-{env['RANK']}.log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    return main(argv)
+
+
+def _start(function: Callable[..., Any], arguments: Any, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(function(arguments, env))
+
+
+def launch(function: Callable[..., Any], world_size: int, arguments: Any, env: dict[str, str] | None = None) -> list[int]:
+    """Run function(arguments, env) in world_size fresh processes; returns exit codes. A hung one fails the test."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **(env or {})}
+    processes = []
+    for rank in range(world_size):
+        own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(_PROCESSES.Process(target=_start, args=(function, arguments, own)))
+        processes[-1].start()
+    for process in processes:
+        process.join(TIMEOUT_SECONDS)
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    assert not hung, f"{len(hung)} of {world_size} processes hung"
+    return [process.exitcode if process.exitcode is not None else -1 for process in processes]
+
+
+def work_for(root: Path, rows: list[dict[str, str]] | None = None, family: str = "llama", **changes: Any) -> Work:
+    """A work directory with a tiny model of family and the run that changes describe."""
+    model = tiny_model(family)
+    return Work.make(root, run_file(model, **changes), model, rows)

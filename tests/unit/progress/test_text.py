@@ -1,0 +1,84 @@
+"""Progress as people read it in `kubectl get ftj`."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune_api.documents import ProgressDocument, Stage, TerminationMessage
+from finetune_api.status import Progress
+from finetune_operator.progress import text
+
+NOW = "2026-01-01T00:00:00Z"
+
+
+def shown(**facts: object) -> Progress:
+    """Status at step 420 of 1000."""
+    document = ProgressDocument(attempt=2, stage=Stage.TRAINING, step=420, total_steps=1000, loss=1.2344, eval_loss=1.5,
+                                eta_seconds=7440, checkpoint_step=400)
+    return text.running(document.model_copy(update=facts), NOW)
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (None, ""), (0, "0s"), (59, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h00m"), (7440, "2h04m"), (86399, "23h59m"),
+    (86400, "1d00h"), (273600, "3d04h")])
+def test_an_eta_is_short(seconds: int | None, said: str) -> None:
+    assert text.duration(seconds) == said
+
+
+@pytest.mark.parametrize(("loss", "said"), [
+    (None, ""), (1.2344, "1.234"), (0.0, "0.000"), (999.9, "999.900"), (12345.6, "1.23e+04")])
+def test_a_loss_has_three_decimals_or_three_digits(loss: float | None, said: str) -> None:
+    assert text.loss_text(loss) == said
+
+
+@pytest.mark.parametrize(("step", "total", "said"), [
+    (0, 1000, 0), (420, 1000, 42), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100), (5, 0, 0)])
+def test_a_hundred_percent_is_said_only_at_the_end(step: int, total: int, said: int) -> None:
+    assert text.percent(step, total) == said
+
+
+def test_the_columns_of_a_running_job() -> None:
+    progress = shown()
+    assert (progress.summary, progress.loss_text, progress.eta) == ("42% 420/1000", "1.234", "2h04m")
+
+
+def test_the_stage_is_shown_while_the_number_of_steps_is_unknown() -> None:
+    assert shown(stage=Stage.LOADING, step=0, total_steps=0).summary == "Loading"
+
+
+def test_what_the_trainer_does_not_know_is_absent() -> None:
+    assert "gradNorm" not in shown().to_json()
+    assert "loss" not in shown(loss=None).to_json()
+
+
+def test_only_the_time_differs_is_the_same() -> None:
+    later = shown().model_copy(update={"update_time": "2026-01-01T00:00:10Z"})
+    assert text.same(shown(), later)
+    assert not text.same(shown(), later.model_copy(update={"step": 421}))
+    assert not text.same(None, later)
+
+
+def test_a_success_ends_at_its_last_step_without_an_eta() -> None:
+    message = TerminationMessage(outcome="Succeeded", step=1000, checkpoint_step=1000, eval_loss=1.1)
+    last = text.ended(message, 2, 1000, shown(), NOW)
+    assert last is not None
+    assert (last.summary, last.stage, last.eta, last.eta_seconds) == ("100% 1000/1000", "Done", "", None)
+    assert (last.loss_text, last.checkpoint_step, last.eval_loss) == ("1.234", 1000, 1.1)
+
+
+def test_a_run_too_short_to_be_asked_still_shows_its_steps() -> None:
+    last = text.ended(TerminationMessage(outcome="Succeeded", step=20), 1, 20, None, NOW)
+    assert last is not None
+    assert (last.attempt, last.summary, last.stage) == (1, "100% 20/20", "Done")
+
+
+def test_a_failure_keeps_stage_and_step_and_drops_the_eta() -> None:
+    for message in (None, TerminationMessage(outcome="Hang")):
+        last = text.ended(message, 2, 1000, shown(), NOW)
+        assert last is not None
+        assert (last.summary, last.stage, last.eta) == ("42% 420/1000", "Training", "")
+
+
+def test_nothing_is_made_up_where_nobody_knows() -> None:
+    assert text.ended(None, 2, 1000, None, NOW) is None
+    assert text.ended(TerminationMessage(outcome="Internal"), 2, 1000, None, NOW) is None

@@ -1,0 +1,70 @@
+"""How an attempt ended, and how that is told: termination message and exit code."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.documents import TerminationMessage
+from finetune_api.failures import TABLE, FinetuneError
+from finetune_trainer.agent.redaction import Redactor
+
+SUCCEEDED = "Succeeded"
+STOPPED = "Stopped"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MESSAGE_CHARACTERS = 2048
+_FIELD_CHARACTERS = 256
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an attempt: `Succeeded` or a row of the failure table, with what a person needs to know."""
+
+    outcome: str
+    message: str = ""
+    field: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or the row's exit code; a class that no process ends with becomes Internal's code."""
+        if self.outcome == SUCCEEDED:
+            return 0
+        code = TABLE[self.outcome].exit_code
+        return code if code is not None else 101
+
+
+def from_error(error: BaseException) -> End:
+    """The end that an error of the agent itself means; what is not in the table is Internal, with its traceback."""
+    if isinstance(error, FinetuneError):
+        return End(error.failure_class, str(error), error.field)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return End("DiskFull", f"cannot write {error.filename or 'a file'}: {error.strerror}.")
+    lines = traceback.format_exception(error)
+    return End("Internal", f"{type(error).__name__}: {error}\n" + keep_end("".join(lines), 1500))
+
+
+def keep_end(text: str, characters: int) -> str:
+    """The last characters of text, with a mark where something was cut."""
+    return text if len(text) <= characters else "…" + text[-(characters - 1):]
+
+
+def termination_message(
+    end: End, redactor: Redactor, *, step: int | None = None, checkpoint_step: int | None = None,
+    artifact: str | None = None, base_eval_loss: float | None = None, eval_loss: float | None = None,
+) -> bytes:
+    """At most 4,096 bytes without a secret: what goes into the termination log."""
+    message = redactor.text(end.message)
+    if len(message) > _MESSAGE_CHARACTERS:
+        message = message[: _MESSAGE_CHARACTERS - 1] + "…"
+    return TerminationMessage(
+        outcome=end.outcome, message=message, field=end.field[:_FIELD_CHARACTERS] if end.field else None,
+        step=step, checkpoint_step=checkpoint_step, artifact=artifact, base_eval_loss=base_eval_loss,
+        eval_loss=eval_loss,
+    ).encode()
+
+
+def write_termination_log(path: Path, message: bytes) -> None:
+    """The message is in path. Not by renaming: in a pod path is a mount of its own."""
+    path.write_bytes(message)

@@ -1,0 +1,204 @@
+"""Examples as tokens: what is in the loss, one BOS, an end token that is learnt, and what is cut.
+
+The whole text is tokenised at once and each token is placed by its character range, so merges across the boundary of
+prompt and completion come out as they do when the model is used. A token that reaches over the boundary is in the loss:
+without it the first word of the completion would never be learnt. The prompt of a held-out record ends before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_api.job import LossOn, Truncation
+from finetune_trainer.data.chat import ChatError, ChatFormat, Span
+from finetune_trainer.data.formats import Example, Turn
+from finetune_trainer.data.records import BadRecord
+from finetune_trainer.data.tokenizer import TextTokenizer
+
+IGNORED = -100
+"""The label of a token outside the loss, as torch's cross entropy has it."""
+OPEN, CLOSE = "⟦", "⟧"
+_CONTINUED_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """Tokens of one example, both of shape [length]. labels: input_ids in the loss, -100 elsewhere; not shifted."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An example as text.
+
+    spans: character ranges in the loss. ends: whether an end token already closes the last one. prompt_end: where the
+    last completion begins. answer: that completion, for comparison with what the model writes.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    ends: bool
+    prompt_end: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """An encoded example and what was cut off it. length: tokens before the cut. prompt: how many tokens stand before
+    the last completion."""
+
+    example: EncodedExample
+    length: int
+    dropped_turns: int
+    prompt: int
+    answer: str
+
+    @property
+    def cut(self) -> bool:
+        """Whether anything was cut off."""
+        return self.dropped_turns > 0 or self.length > len(self.example.input_ids)
+
+
+class Encoder:
+    """Encodes examples with one tokenizer and one set of rules. max_length: tokens."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, *, loss_on: LossOn, truncation: Truncation, max_length: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat = ChatFormat(tokenizer)
+        self._loss_on = loss_on
+        self._truncation = truncation
+        self._max_length = max_length
+
+    def encode(self, example: Example) -> Encoding | BadRecord | None:
+        """The encoding; a BadRecord if it is too long or teaches nothing; None if the cut left nothing to learn."""
+        turns, dropped = example.turns, 0
+        while True:
+            try:
+                rendered = self.render(turns)
+            except ChatError as error:
+                return example.record.bad(str(error), "Correct the messages, or set dataset.promptTemplate.")
+            ids, labels, prompt = self.tokens(rendered)
+            if dropped == 0:
+                length = len(ids)
+                if not _learns(labels):
+                    return example.record.bad("no token of it is in the loss", "Give it a completion.")
+                if length > self._max_length and self._truncation is Truncation.ERROR:
+                    return example.record.bad(
+                        f"{length} tokens, more than hyperparameters.maxSequenceLength {self._max_length}",
+                        "Raise hyperparameters.maxSequenceLength, shorten the records, or set dataset.truncation to "
+                        "Tail or OldestTurns.",
+                    )
+            if len(ids) <= self._max_length or self._truncation is not Truncation.OLDEST_TURNS:
+                break
+            shorter = _without_oldest(turns)
+            if shorter is None:
+                break
+            turns, dropped = shorter, dropped + len(turns) - len(shorter)
+        ids, labels = ids[: self._max_length], labels[: self._max_length]
+        if not _learns(labels):
+            return None
+        encoded = EncodedExample(np.array(ids, np.int32), np.array(labels, np.int32))
+        return Encoding(encoded, length, dropped, prompt, rendered.answer)
+
+    def render(self, turns: Sequence[Turn]) -> Rendered:
+        """The text of turns with its spans; raises ChatError."""
+        if turns[0].role == "text":
+            text = turns[0].text
+            return Rendered(text, ((0, len(text)),), False, 0, text)
+        spans: tuple[Span, ...]
+        if turns[0].role == "prompt":
+            prompt, completion = turns[0].text, turns[1].text
+            text = prompt + completion
+            spans, ends = ((len(prompt), len(text)),), False
+        else:
+            text = self.chat.render(turns)
+            answers = self.chat.answers(turns, text)
+            completion = next(turn.text for turn in reversed(turns) if turn.role == "assistant")
+            # What follows the last answer is never learnt from, so it would only cost time.
+            text = text[: answers[-1][1]]
+            spans, ends = tuple(answers), text.endswith(tuple(self.tokenizer.special))
+        prompt_end = spans[-1][0]
+        if self._loss_on is LossOn.ALL:
+            spans = ((0, len(text)),)
+        return Rendered(text, spans, ends, prompt_end, completion)
+
+    def tokens(self, rendered: Rendered) -> tuple[list[int], list[int], int]:
+        """(ids, labels, tokens before the last completion), whole: nothing is cut."""
+        ids, offsets = self.tokenizer.encode(rendered.text)
+        labels = _labels(ids, offsets, rendered.spans)
+        prompt = next((k for k, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
+        if not rendered.ends and ids[-1:] != [self.tokenizer.eos_id]:
+            ids, labels = [*ids, self.tokenizer.eos_id], [*labels, self.tokenizer.eos_id]
+        change = self.tokenizer.with_bos(ids)
+        if change > 0 and self.tokenizer.bos_id is not None:
+            ids, labels = [self.tokenizer.bos_id, *ids], [IGNORED, *labels]
+        elif change < 0:
+            ids, labels = ids[-change:], labels[-change:]
+        return ids, labels, max(prompt + change, 0)
+
+    def lengths(self, rendered: Sequence[Rendered]) -> list[int]:
+        """How many tokens each text has, as `tokens` would say; several at once are faster."""
+        encodings = self.tokenizer.backend.encode_batch_fast([item.text for item in rendered], add_special_tokens=False)
+        counts = []
+        for item, encoding in zip(rendered, encodings, strict=True):
+            ids = encoding.ids
+            end = 0 if item.ends or ids[-1:] == [self.tokenizer.eos_id] else 1
+            counts.append(len(ids) + end + self.tokenizer.with_bos(ids))
+        return counts
+
+    def prompt_of(self, encoding: Encoding) -> tuple[list[int], str]:
+        """(ids, reference) for generation: the tokens before the last completion, and that completion.
+
+        Plain text has no prompt of its own: its first tokens are to be continued.
+        """
+        ids = encoding.example.input_ids.tolist()
+        start = 1 if self.tokenizer.adds_bos else 0
+        if encoding.prompt <= start:
+            half = min(max(len(ids) // 2, start + 1), _CONTINUED_TOKENS)
+            return ids[:half], self.tokenizer.decode(ids[half:])
+        return ids[: encoding.prompt], encoding.answer.strip()
+
+    def show(self, example: EncodedExample) -> str:
+        """The example as text, the parts in the loss between ⟦ and ⟧."""
+        parts: list[str] = []
+        inside, run = False, list[int]()
+        for token, label in zip(example.input_ids.tolist(), example.labels.tolist(), strict=True):
+            if (label != IGNORED) != inside:
+                parts += [self.tokenizer.decode(run), CLOSE if inside else OPEN]
+                inside, run = not inside, []
+            run.append(token)
+        return "".join([*parts, self.tokenizer.decode(run), CLOSE if inside else ""])
+
+
+def _labels(ids: list[int], offsets: list[Span], spans: Sequence[Span]) -> list[int]:
+    labels = []
+    remaining = list(spans)
+    for token, (start, end) in zip(ids, offsets, strict=True):
+        while remaining and remaining[0][1] <= start:
+            remaining.pop(0)
+        inside = bool(remaining) and end > remaining[0][0] and start < remaining[0][1]
+        labels.append(token if inside else IGNORED)
+    return labels
+
+
+def _learns(labels: list[int]) -> bool:
+    # The first token has nothing before it that could predict it.
+    return any(label != IGNORED for label in labels[1:])
+
+
+def _without_oldest(turns: Sequence[Turn]) -> tuple[Turn, ...] | None:
+    """turns without the oldest exchange; None if only one is left. The system's message stays."""
+    first = next((k for k, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    following = next((k for k, turn in enumerate(turns) if k > first and turn.role == "user"), None)
+    if following is None or all(turn.role != "assistant" for turn in turns[following:]):
+        return None
+    head = tuple(turn for turn in turns[:first] if turn.role == "system")
+    return head + tuple(turns[following:])

@@ -1,0 +1,108 @@
+"""A tokenizer reduced to what encoding needs, the same in the light image (tokenizer.json) and in the worker.
+
+The post-processor is left out: it would add special tokens of its own and trim white space from offsets, so that a
+token could not be told to lie inside or outside the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+from finetune_api.failures import FinetuneError
+from finetune_trainer.sources.inspect import TokenizerFiles
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """backend: without post-processor, truncation and padding.
+
+    adds_bos: whether the tokenizer itself puts a BOS before a text. chat_template: Jinja source, None if there is none.
+    variables: special tokens by name, as chat templates use them. special: texts of all special tokens.
+    """
+
+    backend: Tokenizer
+    bos_id: int | None
+    eos_id: int
+    adds_bos: bool
+    chat_template: str | None
+    variables: Mapping[str, Any]
+    special: frozenset[str]
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> Self:
+        """From a transformers PreTrainedTokenizerFast; raises FinetuneError(ModelUnsupported) without an EOS token."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise _unsupported("the tokenizer is not a fast one; a tokenizer.json is needed")
+        template = tokenizer.chat_template
+        if isinstance(template, Mapping):
+            template = template.get("default")
+        return cls._build(backend, tokenizer.special_tokens_map, template, set(tokenizer.all_special_tokens))
+
+    @classmethod
+    def from_files(cls, files: TokenizerFiles) -> Self:
+        """From the files of a model; raises FinetuneError(ModelUnsupported) if tokenizer.json is absent or broken."""
+        if files.tokenizer_json is None:
+            raise _unsupported("there is no tokenizer.json")
+        try:
+            backend = Tokenizer.from_buffer(files.tokenizer_json)
+        except Exception as error:  # the library raises Exception itself
+            raise _unsupported(f"tokenizer.json cannot be read: {error}") from None
+        names = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+        variables = {name: _token_text(files.config.get(name)) for name in names}
+        variables = {name: text for name, text in variables.items() if text is not None}
+        return cls._build(backend, variables, files.chat_template, set(variables.values()))
+
+    @classmethod
+    def _build(
+        cls, backend: Tokenizer, variables: Mapping[str, Any], template: str | None, special: set[Any]
+    ) -> Self:
+        bare = Tokenizer.from_str(backend.to_str())
+        bare.post_processor = None
+        bare.no_truncation()
+        bare.no_padding()
+        bos, eos = variables.get("bos_token"), variables.get("eos_token")
+        bos_id = bare.token_to_id(bos) if bos else None
+        eos_id = bare.token_to_id(eos) if eos else None
+        if eos_id is None:
+            raise _unsupported("the tokenizer has no eos_token, so the model could not learn to stop")
+        adds_bos = bos_id is not None and backend.encode("a").ids[:1] == [bos_id]
+        added = {token.content for token in bare.get_added_tokens_decoder().values() if token.special}
+        texts = frozenset(text for text in added | special if isinstance(text, str) and text)
+        return cls(bare, bos_id, eos_id, adds_bos, template or None, dict(variables), texts)
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, character ranges) of text; no special token is added."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def with_bos(self, ids: list[int]) -> int:
+        """How many leading ids have to change so that there is exactly one BOS: 1 to add, a negative number to drop.
+
+        A BOS belongs there if the tokenizer adds one by itself; one that the text begins with is never repeated.
+        """
+        leading = 0
+        while leading < len(ids) and ids[leading] == self.bos_id:
+            leading += 1
+        if leading == 0:
+            return 1 if self.adds_bos else 0
+        return 1 - leading
+
+
+def _token_text(value: Any) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
+
+
+def _unsupported(why: str) -> FinetuneError:
+    return FinetuneError(f"The base model cannot be used: {why}. Choose another model.",
+                         failure_class="ModelUnsupported", field="spec.model.uri")

@@ -1,0 +1,105 @@
+"""What happens at the boundary of an optimizer step: decide on saving and stopping, tell the progress."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from finetune_api.documents import Stage
+from finetune_api.failures import FinetuneError
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_trainer.worker.adapters import as_base
+from finetune_trainer.worker.answers import Answerer
+from finetune_trainer.worker.engine import EngineMixin
+
+# The FP16 scaler halves its scale at each skipped step, from 65,536 down: after this many it has given up.
+MAX_SKIPPED_STEPS = 20
+
+
+class StepBoundary(TrainerCallback):
+    """Steers the library's loop from outside: base evaluation first, saves, stop, progress."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        """answerer gives the untuned model's answers before the first step."""
+        self.engine: Any = None
+        self.answerer = answerer
+        self.skipped = 0
+        self._started = self._lap = time.monotonic()
+        self._first_step = 0
+        self._tokens_before = 0
+
+    def attach(self, engine: EngineMixin) -> None:
+        """Learn the engine; callbacks are made before it."""
+        self.engine = engine
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                       **kwargs: Any) -> None:
+        """Measure the untuned model once per run; catch up an evaluation that a stop cut off."""
+        supervision = self.engine.supervision
+        carry, progress = supervision.carry, supervision.progress
+        if not carry.base_done:
+            progress.stage(Stage.EVALUATING)
+            with as_base(self.engine.model):
+                if self.engine.eval_dataset is not None:
+                    carry.base_eval_loss = self.engine.evaluate()["eval_loss"]
+                    progress.update(eval_loss=carry.base_eval_loss)
+                carry.base_answers = self.answerer.answers(self.engine)
+            carry.base_done = True
+        elif _evaluation_is_due(args, state):
+            self.engine.evaluate()
+        progress.stage(Stage.TRAINING)
+        self._started = self._lap = time.monotonic()
+        self._first_step = state.global_step
+        self._tokens_before = carry.tokens
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    **kwargs: Any) -> None:
+        """Save at the end, on a stop, each N steps or N minutes; after a stop nothing else happens."""
+        self._count_skipped(state)
+        supervision, agreement = self.engine.supervision, self.engine.agreement
+        now = time.monotonic()
+        supervision.carry.train_seconds += now - self._lap
+        self._lap = now
+        done = state.global_step >= supervision.total_steps
+        control.should_save = (
+            done or agreement.stop or agreement.save or supervision.save_policy.step_is_due(state.global_step))
+        if agreement.stop:
+            control.should_training_stop = True
+            control.should_evaluate = False
+
+    def _count_skipped(self, state: TrainerState) -> None:
+        self.skipped = self.skipped + 1 if self.engine.accelerator.optimizer_step_was_skipped else 0
+        if self.skipped > MAX_SKIPPED_STEPS:
+            raise FinetuneError(
+                f"{self.skipped} steps in a row, up to step {state.global_step}, had a gradient too large for FP16. "
+                "Use precision BF16 or lower hyperparameters.learningRate.",
+                failure_class="NonFiniteLoss", field="spec.hyperparameters.precision")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take over the step's figures into the progress."""
+        logs = logs or {}
+        progress = self.engine.supervision.progress
+        if "eval_loss" in logs:
+            progress.update(eval_loss=logs["eval_loss"])
+        if "loss" not in logs:
+            return
+        done = state.global_step - self._first_step
+        elapsed = time.monotonic() - self._started
+        tokens = self.engine.supervision.carry.tokens - self._tokens_before
+        progress.update(
+            step=state.global_step,
+            epoch=float(state.epoch or 0),
+            loss=float(logs["loss"]),
+            grad_norm=float(logs.get("grad_norm", 0.0)),
+            learning_rate=float(logs["learning_rate"]),
+            tokens_per_second=tokens / elapsed if elapsed > 0 else None,
+            eta_seconds=round((state.max_steps - state.global_step) * elapsed / done) if done else None,
+        )
+
+
+def _evaluation_is_due(args: TrainingArguments, state: TrainerState) -> bool:
+    if args.eval_strategy != "steps" or not state.global_step or state.global_step % int(args.eval_steps):
+        return False
+    return not any("eval_loss" in e and e.get("step") == state.global_step for e in state.log_history)

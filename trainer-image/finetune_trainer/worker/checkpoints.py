@@ -1,0 +1,136 @@
+"""Checkpoints on local disk: what is in one, when it counts, and what is refused when one is taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.failures import FinetuneError
+from torch import nn
+from transformers import TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from finetune_trainer.agent.workdir import WorkDir, write_whole
+from finetune_trainer.worker.batches import Split
+from finetune_trainer.worker.supervision import Supervision
+
+# Both are written by the libraries unasked: the first is a pickle, the second a script.
+_NEVER_KEPT = ("training_args.bin", "zero_to_fp32.py")
+_PLAN_FILE = "plan.json"
+
+
+def allow_zero_state() -> None:
+    """Name the plain types of DeepSpeed's shards, so that they load under weights-only."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
+
+
+def commit(scratch: Path, state: TrainerState, supervision: Supervision) -> None:
+    """Turn the library's finished folder into step-<n> and, when all ranks are through, mark it ready."""
+    work, ranks = supervision.work, supervision.ranks
+    step = state.global_step
+    partial = scratch / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    _barrier()
+    if ranks.is_node_main:
+        for name in _NEVER_KEPT:
+            for path in partial.rglob(name):
+                path.unlink()
+        if ranks.is_main:
+            supervision.carry.save(partial)
+            write_whole(partial / _PLAN_FILE, json.dumps({"worldSize": ranks.world_size, "step": step}))
+        folder = work.checkpoints / f"step-{step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    _barrier()
+    if ranks.is_node_main:
+        write_whole(work.checkpoints / f"step-{step}.ready", json.dumps({"step": step, "metrics": _metrics(state)}))
+    supervision.save_policy.last_saved = time.monotonic()
+
+
+def _metrics(state: TrainerState) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for entry in state.log_history:
+        for key, name in (("loss", "loss"), ("eval_loss", "evalLoss")):
+            if key in entry:
+                found[name] = entry[key]
+    return found
+
+
+def _barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def resume_folder(work: WorkDir) -> Path | None:
+    """The restored checkpoint, if there is one."""
+    return work.resume if work.resume.is_dir() and any(work.resume.iterdir()) else None
+
+
+def resumed_step(folder: Path | None) -> int | None:
+    """The step that a restored checkpoint was written at; raises CheckpointInvalid."""
+    if folder is None:
+        return None
+    try:
+        return int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _invalid(f"its trainer_state.json cannot be read ({error})") from error
+
+
+def require_state(folder: Path, split: Split, *, zero: bool) -> None:
+    """Raises CheckpointInvalid unless optimizer, schedule and random state of this rank are there.
+
+    ZeRO shards fit one number of processes only.
+    """
+    world_size = split.world_size
+    random_state = "rng_state.pth" if world_size == 1 else f"rng_state_{split.rank}.pth"
+    needed = ["scheduler.pt", random_state] + ([] if zero else ["optimizer.pt"])
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise _invalid(f"it lacks {', '.join(missing)}")
+    saved = json.loads((folder / _PLAN_FILE).read_text())["worldSize"] if (folder / _PLAN_FILE).is_file() else None
+    if saved != world_size:
+        raise _invalid(f"it was written by {saved} processes, and this run has {world_size}")
+
+
+def require_complete(model: nn.Module, load_result: Any) -> None:
+    """Raises CheckpointInvalid if weights were missing or unexpected; a tied weight may be stored once."""
+    loaded = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n not in load_result.missing_keys}
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    missing = [name for name in load_result.missing_keys if id(by_name.get(name)) not in loaded]
+    wrong = sorted([*missing, *load_result.unexpected_keys])
+    if wrong:
+        raise _invalid(f"its weights do not fit the model: {', '.join(wrong[:5])}")
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises NonFiniteLoss if a weight that trains is not finite; under ZeRO this rank's share is looked at."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
+            raise FinetuneError(f"The weight {name} is not finite; the checkpoint was not written. Lower "
+                                "hyperparameters.learningRate.",
+                                failure_class="NonFiniteLoss", field="spec.hyperparameters.learningRate")
+
+
+def plan_learning_rate(optimizer: Any, scheduler: Any, planned: float) -> None:
+    """Bring a restored schedule to the planned peak rate; the library would keep the stored one without a word."""
+    rates = getattr(scheduler, "base_lrs", None)
+    if not rates or rates[0] == planned or rates[0] == 0:
+        return
+    scale = planned / rates[0]
+    scheduler.base_lrs = [rate * scale for rate in rates]
+    scheduler._last_lr = [rate * scale for rate in scheduler._last_lr]
+    for group in optimizer.param_groups:
+        group["lr"] *= scale
+        group["initial_lr"] = planned
+
+
+def _invalid(why: str) -> FinetuneError:
+    return FinetuneError(f"The restored checkpoint cannot be used: {why}.", failure_class="CheckpointInvalid")

@@ -1,0 +1,136 @@
+"""The training run of one process, from the local files to the artifact. The main flow of the trainer."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+from finetune_api.documents import Stage
+from finetune_api.failures import FinetuneError
+from finetune_api.job import ObjectiveType, Task
+from finetune_api.runfile import RunFile
+from transformers import PreTrainedTokenizerFast, PrinterCallback
+from transformers.utils.logging import disable_progress_bar
+
+from finetune_trainer.agent.workdir import WorkDir
+from finetune_trainer.data import Encoded, load_dataset
+from finetune_trainer.worker import checkpoints
+from finetune_trainer.worker.adapters import parameter_shares, prepare_tuning
+from finetune_trainer.worker.answers import Answerer
+from finetune_trainer.worker.arguments import check_accelerator, training_arguments
+from finetune_trainer.worker.batches import Split
+from finetune_trainer.worker.boundary import StepBoundary
+from finetune_trainer.worker.carry import Carry
+from finetune_trainer.worker.engine import EngineMixin, Supervised
+from finetune_trainer.worker.faults import Stopped
+from finetune_trainer.worker.heartbeat import Heartbeat
+from finetune_trainer.worker.loading import load_base, load_tokenizer
+from finetune_trainer.worker.log import Log
+from finetune_trainer.worker.progress import Progress
+from finetune_trainer.worker.publish import publish
+from finetune_trainer.worker.ranks import Ranks
+from finetune_trainer.worker.report import Outcome
+from finetune_trainer.worker.supervision import SavePolicy, Supervision
+from finetune_trainer.worker.zero import check_zero
+
+
+def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: Log) -> None:
+    """Train, evaluate and publish; raises FinetuneError, Stopped among them after a checkpoint."""
+    disable_progress_bar()
+    check_run(run, ranks)
+    supervision = supervise(run, work, ranks, heartbeat)
+    with heartbeat.long_phase():
+        supervision.progress.stage(Stage.LOADING)
+        tokenizer = load_tokenizer(work.inputs / "model")
+        data = load_dataset(run, work.inputs, tokenizer)
+        announce(run, data, ranks, log)
+        engine = build_engine(run, supervision, data, tokenizer)
+    log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
+
+    resume = checkpoints.resume_folder(work)
+    engine.train(resume_from_checkpoint=str(resume) if resume else None)
+    leave_if_asked(engine)
+    supervision.progress.stage(Stage.EVALUATING)
+    outcome = measure(engine, run, data, tokenizer)
+    leave_if_asked(engine)
+    supervision.progress.stage(Stage.PUBLISHING)
+    with heartbeat.long_phase():
+        publish(engine, run, data, outcome)
+    supervision.progress.stage(Stage.DONE)
+    log.info("published", artifact=outcome.artifact, base_eval_loss=outcome.base_eval_loss,
+             eval_loss=outcome.eval_loss)
+
+
+def check_run(run: RunFile, ranks: Ranks) -> None:
+    """Refuse what this release cannot do, before anything is loaded."""
+    if run.objective is not ObjectiveType.SUPERVISED or run.model.task is not Task.CAUSAL_LM:
+        raise FinetuneError(f"{run.objective} of a {run.model.task} model is not in this release; use Supervised "
+                            "and CausalLM.", failure_class="InvalidSpec", field="spec.objective.type")
+    if ranks.world_size != run.world_size:
+        raise FinetuneError(f"The run file plans {run.world_size} processes, but {ranks.world_size} were started.")
+    check_zero(run)
+    check_accelerator(run, ranks)
+
+
+def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -> Supervision:
+    """Heartbeat, progress and what an earlier attempt left."""
+    for folder in (work.checkpoints, work.stop_file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    resume = checkpoints.resume_folder(work)
+    total = run.hyperparameters.total_steps
+    progress = Progress(work.state / "progress.json" if ranks.is_main else None, total_steps=total,
+                        resumed_from_step=checkpoints.resumed_step(resume))
+    return Supervision(
+        work=work, ranks=ranks, heartbeat=heartbeat, progress=progress, save_policy=SavePolicy.of(run.checkpoint),
+        carry=Carry.load(resume) if resume else Carry(), total_steps=total,
+        zero_stage=run.hyperparameters.zero_stage)
+
+
+def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
+    """Say once where each setting came from, and show one record with the part that the loss counts."""
+    if ranks.is_main:
+        for setting in run.settings:
+            log.info("setting", **{str(key): value for key, value in setting.items() if key != "event"})
+        log.info("sample", text=data.sample)
+
+
+def build_engine(run: RunFile, supervision: Supervision, data: Encoded,
+                 tokenizer: PreTrainedTokenizerFast) -> EngineMixin:
+    """The engine with model, data and callbacks in place, ready to train."""
+    scratch = supervision.work.checkpoints / ".partial"
+    if supervision.ranks.is_node_main:
+        shutil.rmtree(scratch, ignore_errors=True)
+    arguments = training_arguments(run, supervision.ranks, scratch, evaluates=bool(data.validation))
+    if run.hyperparameters.zero_stage > 0:
+        checkpoints.allow_zero_state()
+    # A seed of its own, so that the adapter starts the same however much randomness came before.
+    torch.manual_seed(run.hyperparameters.seed)
+    device = None if arguments.device.type == "cpu" else arguments.device
+    model = prepare_tuning(load_base(supervision.work.inputs / "model", run, device=device), run)
+    boundary = StepBoundary(Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer,
+                                     run.hyperparameters.seed))
+    engine = Supervised(
+        model=model, args=arguments, supervision=supervision, split=Split.of(run, supervision.ranks),
+        train=data.train, validation=data.validation, data_collator=None, callbacks=[boundary])
+    engine.remove_callback(PrinterCallback)
+    boundary.attach(engine)
+    return engine
+
+
+def leave_if_asked(engine: EngineMixin) -> None:
+    """Raises Stopped on all ranks if any was asked to stop; the last step made has its checkpoint by now."""
+    engine.agree_on_stop()
+    if engine.agreement.stop:
+        raise Stopped(f"Stopped as asked after step {engine.state.global_step}; its checkpoint is complete.")
+
+
+def measure(engine: Any, run: RunFile, data: Encoded, tokenizer: PreTrainedTokenizerFast) -> Outcome:
+    """Held-out loss and answers of the tuned model, beside those of the base."""
+    last = run.hyperparameters.total_steps
+    eval_loss = next((entry["eval_loss"] for entry in reversed(engine.state.log_history)
+                      if "eval_loss" in entry and entry.get("step") == last), None)
+    if eval_loss is None and data.validation:
+        eval_loss = engine.evaluate()["eval_loss"]
+    answerer = Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)
+    return Outcome.of(engine, eval_loss, answerer.prompts, answerer.answers(engine))
