@@ -20,13 +20,19 @@ class Built:
     trainer: str
 
 
-def build() -> Built:
-    """Build what is missing; a tag carries a hash of everything that goes in."""
+def build(variant: str = "gpu") -> Built:
+    """Build what is missing; a tag carries a hash of everything that goes in. `cpu` is the small trainer for tests."""
     trainer = ROOT / "trainer-image" / "Dockerfile"
     return Built(
         operator=images.build(ROOT / "Dockerfile", ROOT, "finetune-operator"),
         preflight=images.build(trainer, ROOT, "finetune-preflight", target="preflight"),
-        trainer=images.build(trainer, ROOT, "finetune-trainer", target="trainer"),
+        trainer=images.build(
+            trainer,
+            ROOT,
+            "finetune-trainer" if variant == "gpu" else f"finetune-trainer-{variant}",
+            target="trainer",
+            build_args={"VARIANT": variant},
+        ),
     )
 
 

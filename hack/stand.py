@@ -72,7 +72,7 @@ def stand(wanted: Wanted = "auto", *, cluster: Cluster | None = None) -> Iterato
     """Start what is missing and yield the stand; the cluster stays up when the block ends."""
     found = cluster or choose(wanted)
     found.up()
-    images = build()
+    images = build("cpu")
     for tag in (images.operator, images.preflight, images.trainer):
         found.load_image(tag)
     found.kubectl.apply(_namespace(S3_NAMESPACE))

@@ -252,7 +252,7 @@ class Current(Tolerant):
 
     number: int
     """The attempt's number: recorded before its Job is created."""
-    job_uid: str | None = None
+    job_uid: Annotated[str | None, Field(alias="jobUID")] = None
     """UID of its Job, once created."""
     released: bool = False
     """Whether its Job was allowed to start pods."""

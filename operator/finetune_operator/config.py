@@ -75,7 +75,7 @@ class Config:
     preflight_image: str = _setting(str)
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
     image_pull_secrets: tuple[str, ...] = _setting(_names, ())
-    hf_endpoint: str | None = _setting(str, None)
+    hub_endpoint: str | None = _setting(str, None)
     """URL of a mirror of the Hugging Face hub."""
 
     namespace: str = _setting(str, "finetune-system")

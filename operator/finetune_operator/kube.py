@@ -61,13 +61,19 @@ class Conflict(ApiError):
     """The object exists already, or changed since it was read."""
 
 
+def in_cluster() -> bool:
+    """Whether the pod's service account is to be used: it is there, and no KUBECONFIG says otherwise."""
+    return _SERVICE_ACCOUNT.exists() and not os.environ.get("KUBECONFIG")
+
+
 async def connect() -> client.ApiClient:
     """A client for the pod's service account, or else for the kubeconfig (KUBECONFIG or ~/.kube/config)."""
     configuration = client.Configuration()
-    if _SERVICE_ACCOUNT.exists() and not os.environ.get("KUBECONFIG"):
-        config.load_incluster_config(client_configuration=configuration)
+    loader: Any = config  # the loaders have no type hints
+    if in_cluster():
+        loader.load_incluster_config(client_configuration=configuration)
     else:
-        await config.load_kube_config(client_configuration=configuration)
+        await loader.load_kube_config(client_configuration=configuration)
     api = client.ApiClient(configuration)
     api.user_agent = "finetune-operator"
     return api
@@ -147,10 +153,9 @@ class Kube:
         await self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         headers["User-Agent"] = self._api.user_agent
         url = f"{self._api.configuration.host}/{path}" + (f"?{urlencode(query)}" if query else "")
+        rest: Any = self._api.rest_client  # has no type hints
         try:
-            response = await self._api.rest_client.request(
-                method, url, headers=headers, body=body, _request_timeout=self._timeout
-            )
+            response = await rest.request(method, url, headers=headers, body=body, _request_timeout=self._timeout)
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{method} /{path}: {type(error).__name__}: {error}") from error

@@ -58,6 +58,7 @@ class PodView:
     name: str
     uid: str
     job_uid: str
+    role: str
     index: int
     phase: str
     created: datetime

@@ -59,7 +59,7 @@ def child_job(body: Body) -> ChildJob | None:
     if role not in (naming.ROLE_PREFLIGHT, naming.ROLE_TRAINER) or number is None:
         return None
     status = body.get("status") or {}
-    end = next(
+    end: Body = next(
         (c for c in status.get("conditions") or () if c["type"] in ("Complete", "Failed") and c["status"] == "True"),
         {},
     )
@@ -92,6 +92,7 @@ def pod_view(body: Body) -> PodView:
         name=metadata["name"],
         uid=metadata["uid"],
         job_uid=controller_uid(body) or "",
+        role=(metadata.get("labels") or {}).get(naming.LABEL_ROLE) or "",
         index=_number((metadata.get("labels") or {}).get(COMPLETION_INDEX)) or 0,
         phase=status.get("phase") or "Pending",
         created=parse_time(metadata["creationTimestamp"]),

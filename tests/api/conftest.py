@@ -15,13 +15,12 @@ from tests.api.fake_trainer import FakeTrainers
 from tests.api.history import History
 from tests.api.operator_process import OperatorProcess
 from tests.api.rest import Api
-from tests.api.tenant import Tenant, until
+from tests.api.tenant import Tenant, is_true, until
 from tests.cluster.local import LocalCluster
 
 CRDS = Path(__file__).parents[2] / "crds"
 # name and accelerator, GiB, US dollars per GPU and hour
 POOLS = (("l4", 24, 0.7), ("a40", 48, 1.1), ("a100-40", 40, 2.0), ("a100-80", 80, 3.0))
-GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 _COUNTER = itertools.count(1)
 
 
@@ -31,14 +30,17 @@ def cluster() -> Iterator[LocalCluster]:
     with LocalCluster("control-plane", private=True) as found:
         found.start_kwok()
         found.kubectl("apply", "--server-side", *(f"--filename={path}" for path in sorted(CRDS.glob("*.yaml"))))
-        found.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         yield found
 
 
 @pytest.fixture(scope="session")
 def api(cluster: LocalCluster) -> Api:
-    """Requests as cluster admin."""
-    return Api(cluster.kubeconfig)
+    """Requests as cluster admin, once our kinds are served."""
+    found = Api(cluster.kubeconfig)
+    crds = "customresourcedefinitions"
+    until(lambda: [is_true("Established")(crd.get("status", {})) for crd in found.list(crds)],
+          lambda served: served == [True, True])
+    return found
 
 
 @pytest.fixture
@@ -52,11 +54,12 @@ def namespace(api: Api, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def pools(cluster: LocalCluster, api: Api) -> tuple[str, ...]:
-    """The platform team's pools, each with two whole nodes that carry its label and the GPU taint."""
+    """The platform team's pools, each with two whole nodes that carry its label and the GPU taint; one plain node."""
+    cluster.nodes.add("plain-0", gpus=0)
     for name, memory, price in POOLS:
         api.create("gpupools", objects.pool(name, name, memory, price))
         for number in range(2):
-            cluster.nodes.add(f"{name}-{number}", gpus=8, labels={"gpu-pool": name}, taints=[GPU_TAINT])
+            cluster.nodes.add(f"{name}-{number}", gpus=8, labels={"gpu-pool": name}, taints=[objects.GPU_TAINT])
     return tuple(name for name, *_ in POOLS)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -20,9 +20,11 @@ class FakeTrainers:
     """HTTP servers for many pods in one thread; each serves the document that the test gave it."""
 
     def __init__(self) -> None:
+        self.delay_seconds = 0.0
+        """How long each answer takes."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-trainers", daemon=True)
-        self._documents: dict[str, ProgressDocument] = {}
+        self._documents: dict[str, ProgressDocument | Callable[[], ProgressDocument]] = {}
         self._asked: dict[str, int] = {}
         self._sites: dict[str, web.TCPSite] = {}
         app = web.Application()
@@ -41,8 +43,8 @@ class FakeTrainers:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    def says(self, address: str, document: ProgressDocument) -> None:
-        """From now on the pod of that address answers with this document."""
+    def says(self, address: str, document: ProgressDocument | Callable[[], ProgressDocument]) -> None:
+        """From now on the pod of that address answers with this document, or with what it returns when asked."""
         self._documents[address] = document
         if address not in self._sites:
             self._sites[address] = site = web.TCPSite(self._runner, address, PROGRESS_PORT)
@@ -61,7 +63,9 @@ class FakeTrainers:
     async def _progress(self, request: web.Request) -> web.Response:
         address = self._address(request)
         self._asked[address] = self._asked.get(address, 0) + 1
-        return web.json_response(self._documents[address].to_json())
+        await asyncio.sleep(self.delay_seconds)
+        document = self._documents[address]
+        return web.json_response((document() if callable(document) else document).to_json())
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

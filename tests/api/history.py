@@ -8,6 +8,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from urllib3.exceptions import HTTPError
+
 from tests.api.rest import Api, Object, Refused
 
 
@@ -83,7 +85,7 @@ class History:
                         break
                     self._since = event["object"]["metadata"]["resourceVersion"]
                     self._versions.append(Version(event["type"], event["object"]))
-            except (Refused, OSError):
+            except (Refused, HTTPError, OSError):
                 if self._ended.wait(0.2):
                     return
 

@@ -9,6 +9,8 @@ from finetune_api.job import API_VERSION
 
 Object = dict[str, Any]
 
+GPU_TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+
 
 def job(name: str, namespace: str, **spec: Any) -> Object:
     """The smallest complete FineTuneJob; `spec` adds or replaces members of the spec, None removes one."""

@@ -149,13 +149,13 @@ def until(look: Callable[[], Any], what: Callable[[Any], Any], seconds: float = 
         if what(seen):
             return seen
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s; last seen: {str(seen)[:3000]}")
+            raise TimeoutError(f"not within {seconds:g} s; last seen: {_short(seen)}")
         time.sleep(0.1)
 
 
 def condition(status: Mapping[str, Any], kind: str) -> Object:
     """The condition of that type; empty where there is none."""
-    return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
+    return next((c for c in status.get("conditions") or [] if c["type"] == kind), {})
 
 
 def is_true(kind: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -166,6 +166,15 @@ def is_true(kind: str) -> Callable[[Mapping[str, Any]], bool]:
 def index(pod: Mapping[str, Any]) -> int:
     """The pod's index in its gang."""
     return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0))
+
+
+def _short(seen: Any) -> str:
+    """What was seen, without what only the API server reads."""
+    if isinstance(seen, list):
+        return "; ".join(_short(item) for item in seen)[:4000]
+    if isinstance(seen, dict) and "metadata" in seen:
+        return f"{seen['metadata']['name']}: {seen.get('status')}"[:2000]
+    return str(seen)[:4000]
 
 
 def _runs(pod: Mapping[str, Any]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import aiohttp
 
 from finetune_api.documents import ProgressDocument, Stage
@@ -10,6 +13,7 @@ from finetune_operator.progress import document
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
 from finetune_trainer.agent.serving import AgentServer, StartBoard
+from finetune_trainer.agent.workdir import WorkDir
 from tests.api.fake_trainer import FakeTrainers
 
 ADDRESS = "127.64.255.254"
@@ -21,10 +25,14 @@ async def answer(url: str) -> tuple[int, str, object]:
         return response.status, response.content_type, await response.json()
 
 
-async def test_both_answer_alike_and_the_poller_reads_both(trainers: FakeTrainers) -> None:
-    board = ProgressBoard(3)
-    board.document = DOCUMENT
-    agent = AgentServer("127.0.0.1", 0, board, Metrics(), StartBoard())
+async def test_both_answer_alike_and_the_poller_reads_both(trainers: FakeTrainers, tmp_path: Path) -> None:
+    board = ProgressBoard(DOCUMENT.attempt)
+    work = WorkDir(tmp_path)
+    work.state.mkdir(parents=True)
+    (work.state / "progress.json").write_text(json.dumps(DOCUMENT.to_json()))
+    board.read_worker(work)
+    board.set(checkpoint_step=DOCUMENT.checkpoint_step)
+    agent = AgentServer("127.0.0.1", 0, board, Metrics(board), StartBoard())
     agent.run()
     trainers.says(ADDRESS, DOCUMENT)
     real = await answer(f"http://127.0.0.1:{agent.port}/progress")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -81,13 +81,20 @@ def run(api: Api, namespace: str) -> Run:
 
 
 @asynccontextmanager
-async def polling(cluster: LocalCluster, api: Api, namespace: str) -> AsyncIterator[Poller]:
-    """The poller at work; three lists a few times a second stand for the watch."""
+async def connected(cluster: LocalCluster) -> AsyncIterator[Poller]:
+    """The poller at work, which sees only what the test shows it."""
     settings = client.Configuration()
     await config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)
     async with client.ApiClient(settings) as connection:
         poller = Poller(connection, SETTINGS)
+        async with running(poller.run()):
+            yield poller
 
+
+@asynccontextmanager
+async def polling(cluster: LocalCluster, api: Api, namespace: str) -> AsyncIterator[Poller]:
+    """The poller at work; three lists a few times a second stand for the watch."""
+    async with connected(cluster) as poller:
         async def watch() -> None:
             while True:
                 for plural, saw in (("finetunejobs", poller.saw_job), ("jobs", poller.saw_attempt),
@@ -96,15 +103,20 @@ async def polling(cluster: LocalCluster, api: Api, namespace: str) -> AsyncItera
                         saw(body)
                 await asyncio.sleep(0.1)
 
-        tasks = [asyncio.create_task(poller.run()), asyncio.create_task(watch())]
-        try:
+        async with running(watch()):
             yield poller
-        finally:
-            for task in tasks:
-                task.cancel()
-            for task in tasks:
-                with suppress(asyncio.CancelledError):
-                    await task
+
+
+@asynccontextmanager
+async def running(work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """The work goes on for as long as the block; its error is the block's."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def says(trainers: FakeTrainers, run: Run, step: int, **facts: Any) -> None:
@@ -154,17 +166,32 @@ async def test_a_busy_operator_neither_stops_progress_nor_loses_a_field(
     assert run.get()["status"]["plan"] == objects.plan()
 
 
+async def test_a_slow_pod_is_asked_again_and_again(
+        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    address = run.pod["status"]["podIP"]
+    says(trainers, run, 1)
+    trainers.delay_seconds = 0.4
+    try:
+        async with polling(cluster, api, namespace):
+            await asyncio.to_thread(until, lambda: trainers.asked(address), lambda asked: asked >= 4)
+    finally:
+        trainers.delay_seconds = 0.0
+
+
 async def test_a_new_job_of_the_same_name_never_gets_the_old_ones_progress(
         cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
     says(trainers, run, 420)
-    api.delete("finetunejobs", namespace, run.name, propagation="Orphan")
-    until(lambda: api.find("finetunejobs", namespace, run.name), lambda found: found is None)
+    old, job = run.get(), api.get("jobs", namespace, run.name)
+    api.delete("finetunejobs", namespace, run.name)
     api.create("finetunejobs", objects.job(run.name, namespace))
     run.operator_says(state="Starting", attempt=1)
-    async with polling(cluster, api, namespace):
-        await asyncio.sleep(1.5)
+    async with connected(cluster) as poller:
+        poller.saw_job(old)
+        poller.saw_attempt(job)
+        poller.saw_pod(run.pod)
+        address = run.pod["status"]["podIP"]
+        await asyncio.to_thread(until, lambda: trainers.asked(address), lambda asked: asked >= 3)
     assert run.progress() == {}
-    assert trainers.asked(run.pod["status"]["podIP"]) == 0
 
 
 async def test_a_pod_that_answers_nonsense_costs_only_its_own_progress(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from finetune_api.pool import GPUPoolSpec
 
+from finetune_api.pool import GPUPoolSpec
 from tests.cluster.tools import ensure
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,9 @@ def ensure_base() -> str:
     """Returns the tag of the base image, making it first when it is missing (about a minute, root only)."""
     recipe = hashlib.sha256("\0".join([SUITE, *PACKAGES, *REMOVED]).encode()).hexdigest()[:12]
     tag = f"{images.PREFIX}finetune-base:{SUITE}-{recipe}"
-    with images.locked():
+    if images.exists(tag):
+        return tag
+    with images.locked("finetune-base"):
         if not images.exists(tag):
             _make(tag)
     return tag

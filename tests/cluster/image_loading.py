@@ -24,12 +24,14 @@ SOURCE_LABEL = "finetune.dev/source-id"
 CONTENT = "io.containerd.content.v1.content/blobs/sha256"
 
 
-def load(tag: str, runtime: ContainerRuntime) -> None:
-    """The image is in the cluster under this tag; returns at once when the same image id is there already."""
+def load(tag: str, runtime: ContainerRuntime) -> int:
+    """The image is in the cluster under this tag; returns the bytes moved, 0 when the same image is there already."""
     source = images.image_id(tag)
-    with images.locked():
+    if _loaded_source(tag, runtime) == source:
+        return 0
+    with images.locked("load"):
         if _loaded_source(tag, runtime) == source:
-            return
+            return 0
         started = time.monotonic()
         layout = Path(tempfile.mkdtemp(prefix="layout-", dir=cache_root()))
         try:
@@ -38,8 +40,8 @@ def load(tag: str, runtime: ContainerRuntime) -> None:
             shutil.rmtree(layout, ignore_errors=True)
         runtime.ctr("images", "label", tag, f"{SOURCE_LABEL}={source}")
         _remove_older(tag, runtime)
-    seconds = time.monotonic() - started
-    tools.say(f"load image {tag}: {moved / 1e6:.0f} MB moved in {seconds:.1f} s")
+    tools.say(f"load image {tag}: {moved / 1e6:.0f} MB moved in {time.monotonic() - started:.1f} s")
+    return moved
 
 
 def load_pause(runtime: ContainerRuntime) -> None:
@@ -96,9 +98,16 @@ def _loaded_source(tag: str, runtime: ContainerRuntime) -> str | None:
 
 
 def _remove_older(newest: str, runtime: ContainerRuntime) -> None:
+    """Drops the tags of this name that the builder no longer keeps, with the by-id names that would hold their layers."""
+    digests = {}
+    for line in runtime.ctr("images", "list").splitlines()[1:]:
+        reference, _, digest = line.split()[:3]
+        digests[reference] = digest
     name = newest.rsplit(":", 1)[0]
-    tags = [tag for tag in runtime.ctr("images", "list", "--quiet").split() if tag.rsplit(":", 1)[0] == name]
-    known = {tag for tag in tags if tag == newest or images.exists(tag)}
-    stale = [tag for tag in tags if tag not in known]
+    same = [tag for tag in digests if tag.rsplit(":", 1)[0] == name and tag != newest]
+    stale = [tag for tag in same if not images.exists(tag)]
+    kept = {digests[tag] for tag in digests if not tag.startswith("sha256:") and tag not in stale}
+    gone = {digests[tag] for tag in stale} - kept
+    stale += [reference for reference, digest in digests.items() if digest in gone and reference not in stale]
     if stale:
         runtime.ctr("images", "remove", *stale)

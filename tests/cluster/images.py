@@ -68,8 +68,10 @@ def build(
         base = ensure_base()
     if declared and base:
         arguments["BASE"] = base
-    tag = f"{PREFIX}{name}:{_digest(dockerfile, context, arguments, target)}"
-    with locked():
+    tag = f"{PREFIX}{name}:{content_digest(dockerfile, context, arguments, target)}"
+    if exists(tag):
+        return tag
+    with locked(name):
         if not exists(tag):
             options = [item for key, value in arguments.items() for item in ("--build-arg", f"{key}={value}")]
             options += ["--target", target] if target else []
@@ -104,7 +106,7 @@ def push(tag: str, registry: str) -> str:
 
 def build_pause() -> str:
     """The pause image of the embedded cluster; needs only busybox-static on the host."""
-    with locked():
+    with locked("finetune-pause"):
         if not exists(PAUSE_TAG):
             busybox = shutil.which("busybox")
             if busybox is None:
@@ -156,9 +158,10 @@ def run(command: Sequence[str]) -> str:
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """One image operation at a time on this machine: stores are shared, and two builds would do the same work twice."""
-    path = cache_root() / "images.lock"
+def locked(what: str) -> Iterator[None]:
+    """One build per image name, and one load, at a time on this machine: two would do the same work twice."""
+    path = cache_root() / "locks" / f"image-{what}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -219,7 +222,7 @@ def _context_of(files: Mapping[str, Path]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _digest(dockerfile: Path, context: Path, arguments: Mapping[str, str], target: str | None) -> str:
+def content_digest(dockerfile: Path, context: Path, arguments: Mapping[str, str], target: str | None) -> str:
     """Hash of the Dockerfile, of every file that it copies from the context, and of arguments and target."""
     digest = hashlib.sha256(dockerfile.read_bytes())
     digest.update(json.dumps([sorted(arguments.items()), target]).encode())

@@ -107,7 +107,8 @@ class ProcessTable:
         child = _CHILDREN.get(pid)
         if child is not None:
             child.poll()
-        return pid if start_time(pid) == record.get("start_time") else None
+        started = start_time(pid)
+        return pid if started is not None and started == record.get("start_time") else None
 
     def names(self) -> list[str]:
         """Every component with a record, running or not."""

@@ -73,8 +73,12 @@ class Tenant:
             "output": {"uri": f"s3://{self.namespace}/out/{name}"},
             "credentials": {"secretName": f"{self.namespace}-s3"},
         }
-        return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name},
-                "spec": {**spec, **changes}}
+        return {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name},
+            "spec": {**spec, **changes},
+        }
 
     def apply(self, job: dict[str, Any]) -> None:
         """`kubectl apply`, as a person does."""
@@ -105,7 +109,9 @@ class Tenant:
             if holds(status):
                 return status
             if time.monotonic() > end:
-                pytest.fail(f"{name}: {what} did not come within {seconds:.0f} s; status: {json.dumps(status, indent=1)}")
+                pytest.fail(
+                    f"{name}: {what} did not come within {seconds:.0f} s; status: {json.dumps(status, indent=1)}"
+                )
             time.sleep(0.5)
 
     def pods(self, name: str) -> list[dict[str, Any]]:

@@ -36,8 +36,12 @@ def missing_secret(tenant: Tenant) -> dict[str, Any]:
 
 
 def wrong_key(tenant: Tenant) -> dict[str, Any]:
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "wrong"},
-              "stringData": {"AWS_ACCESS_KEY_ID": tenant.namespace, "AWS_SECRET_ACCESS_KEY": "not-the-right-one"}}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "wrong"},
+        "stringData": {"AWS_ACCESS_KEY_ID": tenant.namespace, "AWS_SECRET_ACCESS_KEY": "not-the-right-one"},
+    }
     tenant.stand.cluster.kubectl.apply(secret, namespace=tenant.namespace)
     return {"credentials": {"secretName": "wrong"}}
 

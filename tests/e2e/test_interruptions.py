@@ -19,8 +19,16 @@ def test_a_killed_operator_comes_back_and_the_run_goes_on_without_a_second_job(t
     tenant.apply(tenant.job("survivor", hyperparameters=LONG))
     tenant.until("survivor", "training", _training, 120)
     kubectl = tenant.stand.cluster.kubectl
-    kubectl("delete", "pod", "-n", OPERATOR_NAMESPACE, "-l", "app.kubernetes.io/name=finetune-operator", "--force",
-            "--grace-period=0")
+    kubectl(
+        "delete",
+        "pod",
+        "-n",
+        OPERATOR_NAMESPACE,
+        "-l",
+        "app.kubernetes.io/name=finetune-operator",
+        "--force",
+        "--grace-period=0",
+    )
     before = {job["metadata"]["uid"] for job in tenant.jobs("survivor")}
     status = tenant.succeeded("survivor")
     assert {job["metadata"]["uid"] for job in tenant.jobs("survivor")} == before
@@ -53,8 +61,16 @@ def test_deleting_a_running_job_removes_its_children_and_keeps_its_data(tenant: 
     kubectl = tenant.stand.cluster.kubectl
     kubectl("delete", "ftj", "gone", "-n", tenant.namespace)
     end = time.monotonic() + 90
-    while left := kubectl("get", "jobs,pods,configmaps,services,networkpolicies", "-n", tenant.namespace, "-o", "name",
-                          "-l", "finetune.dev/job=gone").split():
+    while left := kubectl(
+        "get",
+        "jobs,pods,configmaps,services,networkpolicies",
+        "-n",
+        tenant.namespace,
+        "-o",
+        "name",
+        "-l",
+        "finetune.dev/job=gone",
+    ).split():
         assert time.monotonic() < end, f"still there: {left}"
         time.sleep(1)
     assert any(key.endswith("MANIFEST.json") for key in tenant.keys("out/gone/checkpoints/"))
@@ -71,5 +87,8 @@ def test_the_users_object_carries_no_foreign_annotation_or_finalizer(tenant: Ten
 
 def status_job(tenant: Tenant, name: str, attempt: int) -> str:
     """Name of the attempt's batch Job."""
-    return next(job["metadata"]["name"] for job in tenant.jobs(name)
-                if job["metadata"]["labels"]["finetune.dev/attempt"] == str(attempt))
+    return next(
+        job["metadata"]["name"]
+        for job in tenant.jobs(name)
+        if job["metadata"]["labels"]["finetune.dev/attempt"] == str(attempt)
+    )

@@ -29,7 +29,10 @@ def test_a_job_ends_with_a_loadable_artifact_and_a_report(
 def test_a_job_on_two_processes_ends_with_one_adapter(tenant: Tenant) -> None:
     tenant.apply(tenant.job("two", resources={"gpus": 2}))
     status = tenant.succeeded("two")
-    assert status["plan"]["gpusPerNode"] == 2 and status["plan"]["gradientAccumulation"] * status["plan"]["microBatchSize"] == 2
+    assert (
+        status["plan"]["gpusPerNode"] == 2
+        and status["plan"]["gradientAccumulation"] * status["plan"]["microBatchSize"] == 2
+    )
 
 
 def test_the_listing_shows_state_progress_loss_eta_pool_attempt_and_age(tenant: Tenant) -> None:

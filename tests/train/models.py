@@ -36,19 +36,21 @@ def _root() -> Path:
 
 @functools.cache
 def tiny_model(family: str = "llama", *, chat_template: bool = False, dtype: str = "float32", width: int = 32,
-               layers: int = 2, vocabulary: int = 320, tied: bool = False, seed: int = 0) -> Path:
+               layers: int = 2, vocabulary: int = 320, tied: bool = False, spread: float = 0.02,
+               seed: int = 0) -> Path:
     """A folder with a random model of family and its tokenizer; the weights depend on the arguments only.
 
-    vocabulary: size of the embeddings, at least 320 (the tokenizer has 320 tokens at most).
+    vocabulary: size of the embeddings, at least 320 (the tokenizer has 320 tokens at most). spread: standard deviation of
+    the random weights; 0.2 gives the frozen head enough range for an adapter to learn.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{seed}"
+    folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{spread}-{seed}"
     write_tokenizer(folder, chat_template=chat_template)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(family, width, layers, vocabulary, tied))
+    model = AutoModelForCausalLM.from_config(_config(family, width, layers, vocabulary, tied, spread))
     torch.random.set_rng_state(state)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
@@ -73,11 +75,11 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool):  # noqa: ANN202 (a config of any family)
+def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):  # noqa: ANN202 (a config of any family)
     from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
     shared = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-              "tie_word_embeddings": tied}
+              "tie_word_embeddings": tied, "initializer_range": spread}
     plain = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2,
              "intermediate_size": 2 * width, "max_position_embeddings": 128}
     if family == "gpt2":

@@ -10,11 +10,19 @@ from finetune_operator.decide.documents import clean
 from finetune_operator.decide.evidence import Cause
 from finetune_operator.snapshot import ChildJob, PodView, Snapshot, Warning
 
-_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable",
-          "ImageInspectError")
+_IMAGE = (
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+    "ImageInspectError",
+)
 _MISSING = re.compile(
     r"(secret|configmap|serviceaccount|service account|persistentvolumeclaim) \"?[^ ]+\"? not found"
-    r"|couldn't find key|references non-existent", re.IGNORECASE)
+    r"|couldn't find key|references non-existent",
+    re.IGNORECASE,
+)
 _KIND = re.compile(r"service ?account|configmap|persistentvolumeclaim|priorityclass", re.IGNORECASE)
 _FIELDS = {
     "serviceaccount": "spec.credentials.serviceAccountName",

@@ -23,7 +23,7 @@ from finetune_operator.progress.sightings import Body, Sightings, Target
 
 log = logging.getLogger(__name__)
 
-CONFLICT_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 
 
 class Poller:
@@ -93,19 +93,20 @@ class Poller:
             self._schedule.drop(key)
             return
         try:
-            written = await self._bring_up_to_date(session, target)
+            settled = await self._bring_up_to_date(session, target)
         except document.NoProgress as error:
             log.info("no progress from %s/%s attempt %d: %s", target.namespace, target.name, target.attempt, error)
-            written = True
+            settled = True
         except ApiError as error:
             log.warning("progress of %s/%s is not written: %s", target.namespace, target.name, error)
-            written = True
-        if not written:
-            self._schedule.want(key, started + CONFLICT_SECONDS)
-        elif target.termination is not None:
+            settled = False
+        if settled and target.termination is not None:
             self._schedule.drop(key)
             return
+        if not settled:
+            self._schedule.want(key, started + RETRY_SECONDS)
         self._schedule.done(key, started)
+        self._woken.set()
 
     async def _bring_up_to_date(self, session: aiohttp.ClientSession, target: Target) -> bool:
         """True where status says what the pod says; False where status moved on meanwhile."""

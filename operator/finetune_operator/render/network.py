@@ -40,9 +40,7 @@ def network_policy(metadata: Manifest, selector: dict[str, str], operator_namesp
                 {
                     "from": [
                         {
-                            "namespaceSelector": {
-                                "matchLabels": {"kubernetes.io/metadata.name": operator_namespace}
-                            },
+                            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": operator_namespace}},
                             "podSelector": {"matchLabels": OPERATOR_LABELS},
                         }
                     ],

@@ -98,8 +98,8 @@ def environment(config: Config, references: References) -> list[Manifest]:
     The keys that a profile's URIs need must exist; a pod whose secret lacks one does not start, and says so.
     """
     found: list[Manifest] = [{"name": "HOME", "value": "/tmp"}]  # noqa: S108  the only writable home in the pod
-    if config.hf_endpoint is not None:
-        found.append({"name": "HF_ENDPOINT", "value": config.hf_endpoint})
+    if config.hub_endpoint is not None:
+        found.append({"name": "HF_ENDPOINT", "value": config.hub_endpoint})
     for profile, secret in sorted(references.profiles.items()):
         schemes = references.schemes.get(profile, set())
         required = {key for scheme in schemes for key in REQUIRED_KEYS.get(scheme, ())}
@@ -123,8 +123,6 @@ def volumes(references: References, config_map: str, *, read_only: bool) -> tupl
         mounts.append({"name": f"ca-{index}", "mountPath": f"{naming.CA_PATH}/{name}", "readOnly": True})
     for index, (claim, writes) in enumerate(sorted(references.claims.items())):
         locked = read_only or not writes
-        found.append(
-            {"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": locked}}
-        )
+        found.append({"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": locked}})
         mounts.append({"name": f"claim-{index}", "mountPath": f"{naming.CLAIMS_PATH}/{claim}", "readOnly": locked})
     return found, mounts

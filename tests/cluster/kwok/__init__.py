@@ -16,7 +16,8 @@ from tests.cluster.processes import Component, http_ok
 NAME = "kwok"
 STAGE_FILES = (PACKAGE / "kwok" / "node.yaml", PACKAGE / "kwok" / "pod.yaml")
 ANNOTATIONS = "test.finetune.dev/"
-MANAGED = {"kwok.x-k8s.io/node": "fake"}
+# A label, not an annotation: KWOK lets go of a node that loses the label, but not of one that loses an annotation.
+MANAGED = {"test.finetune.dev/node": "fake"}
 # Fake pods get loopback addresses, so that a test can serve HTTP on a pod's own IP and needs no root for it.
 POD_CIDR = "127.64.0.1/12"
 Kubectl = Callable[..., str]
@@ -29,7 +30,7 @@ def component(
     argv = [
         str(binary),
         *(f"--kubeconfig={kubeconfig}", "--manage-all-nodes=false"),
-        *(f"--manage-nodes-with-annotation-selector={key}={value}" for key, value in MANAGED.items()),
+        *(f"--manage-nodes-with-label-selector={key}={value}" for key, value in MANAGED.items()),
         *("--node-lease-duration-seconds=40", f"--cidr={pod_cidr}", "--node-ip=127.0.0.1"),
         f"--server-address=127.0.0.1:{port}",
         *(f"--config={path}" for path in stage_files),
@@ -78,8 +79,7 @@ class FakeNodes:
             "kind": "Node",
             "metadata": {
                 "name": name,
-                "annotations": MANAGED,
-                "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **(labels or {})},
+                "labels": {"kubernetes.io/hostname": name, "kubernetes.io/os": "linux", **MANAGED, **(labels or {})},
             },
             "spec": {"taints": list(taints)},
             "status": {"capacity": resources, "allocatable": resources},
@@ -95,12 +95,12 @@ class FakeNodes:
 
     def lose(self, name: str) -> None:
         """The node goes silent: no heartbeat, its pods frozen, Ready=Unknown as the node controller would say."""
-        self._kubectl("annotate", "node", name, *(f"{key}-" for key in MANAGED))
+        self._kubectl("label", "node", name, *(f"{key}-" for key in MANAGED))
         self._ready(name, "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status.")
 
     def recover(self, name: str) -> None:
         """The node talks again: Ready, and its pods move on."""
-        self._kubectl("annotate", "node", name, *(f"{key}={value}" for key, value in MANAGED.items()))
+        self._kubectl("label", "node", name, *(f"{key}={value}" for key, value in MANAGED.items()))
         self._ready(name, "True", "KubeletReady", "")
 
     def finish(

@@ -34,7 +34,7 @@ class Behaviour:
     hang_step: int = -1
     deaf: bool = False
     environment_to: str | None = None
-    orphan: bool = False
+    orphan_seconds: float = 0.0
     last_words: str = ""
 
 
@@ -53,8 +53,8 @@ class Worker:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.does.environment_to:
             Path(self.does.environment_to).write_text(json.dumps(dict(os.environ)))
-        if self.does.orphan:
-            leave_an_orphan()
+        if self.does.orphan_seconds:
+            leave_an_orphan(self.does.orphan_seconds)
         self.report("Loading")
         time.sleep(self.does.load_seconds)
         while self.step < self.does.steps:
@@ -107,12 +107,12 @@ class Worker:
         (self.work / "artifact.ready").touch()
 
 
-def leave_an_orphan() -> None:
+def leave_an_orphan(seconds: float) -> None:
     """A grandchild whose parent is gone, as a crashed data loader leaves behind."""
     child = os.fork()
     if child == 0:
         if os.fork() == 0:
-            time.sleep(600)
+            time.sleep(seconds)
         os._exit(0)
     os.waitpid(child, 0)
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
+
+import pytest
 
 from finetune_trainer.store.checkpoints import list_checkpoints
 from finetune_trainer.store.objects import open_store
@@ -50,10 +56,30 @@ def test_an_artifact_that_was_published_already_ends_the_next_attempt_at_once(ma
 
 
 def test_an_orphan_of_a_worker_does_not_outlive_the_attempt(make_agent) -> None:
-    agent = make_agent(does={"steps": 2, "orphan": True})
+    agent = make_agent(does={"steps": 2, "orphan_seconds": 600})
     assert agent.execute() == 0
     alive = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(agent.work).encode() in _read(p)]
     assert alive == []
+
+
+def test_pid_1_reaps_the_orphans_that_it_inherits(make_agent) -> None:
+    """In a PID namespace of its own, as in a pod: an orphan that ends must not stay as a zombie."""
+    probe = ("unshare", "--pid", "--fork", "--kill-child")
+    if subprocess.run([*probe, "true"], capture_output=True).returncode != 0:
+        pytest.skip("no PID namespace can be made here")
+    agent = make_agent(does={"steps": 10_000, "orphan_seconds": 0.5}, launcher=probe).start()
+    agent.wait_for_step(1)
+    (pid_1,) = _children(agent.process.pid)
+    deadline = time.monotonic() + 20
+    while len(_children(pid_1)) > 1:  # the worker, and the orphan until it has ended and was reaped
+        assert time.monotonic() < deadline, "the orphan stays"
+        time.sleep(0.1)
+    os.kill(pid_1, signal.SIGTERM)
+    assert agent.finish() == 100
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _read(path: Path) -> bytes:

@@ -111,5 +111,5 @@ def test_a_rule_means_what_the_api_server_takes_it_to_mean(rule, value, expected
 
 @pytest.mark.parametrize("rule", ["size(self.a) > 3", "self.a &&", "self.a.exists(x, x > 1)", "has(self.a) has(self.b)"])
 def test_a_rule_outside_the_known_part_is_refused(rule) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"not understood|ends too soon"):
         cel.holds(rule, {"a": "x"})

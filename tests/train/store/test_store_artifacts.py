@@ -75,6 +75,24 @@ def test_an_attempt_that_was_cut_off_cannot_publish(run: Run, result: Path) -> N
     assert artifact is not None and artifact.attempt == 2
 
 
+def test_an_attempt_overtaken_in_mid_publish_overwrites_nothing_more(run: Run, result: Path) -> None:
+    class Overtaken:
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def put(self, key: str, data: bytes | Path) -> None:
+            self.real.put(key, data)
+            run.start(attempt=2)
+
+    start, _, _ = run.start(attempt=1)
+    with pytest.raises(Superseded):
+        publish(CheckpointWriter(Overtaken(run.place.store), run.place.prefix, start.fence), result)
+    assert run.place.list_keys() == ["adapter/adapter_model.safetensors", "fences/1", "fences/2"]
+
+
 def test_a_published_file_that_is_gone_or_cut_is_told(run: Run, result: Path) -> None:
     _, writer, _ = run.start()
     publish(writer, result)

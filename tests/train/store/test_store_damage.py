@@ -33,6 +33,7 @@ def test_a_damaged_part_is_told_and_the_older_checkpoint_taken(
     start, writer, target = run.start(attempt=3)
     assert start.resumed is not None and start.resumed.step == 10 == writer.newest_step
     assert same_folder(target, folders[10])
+    assert [path for path in run.work.iterdir() if ".partial" in path.name] == []
     assert [(entry.fence, entry.step) for entry in start.skipped] == [(1, 20)]
     assert told in start.skipped[0].reason and "step-20/adapter.safetensors" in start.skipped[0].reason
     stored = Fence.read(run.place.store, join_key(run.place.prefix, f"fences/{start.fence.fence}"))

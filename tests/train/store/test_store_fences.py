@@ -96,6 +96,23 @@ def test_a_commit_between_survey_and_fence_is_not_lost(run: Run) -> None:
     assert steps(run.place) == [20, 10]
 
 
+def test_a_fence_whose_answer_was_lost_is_ones_own(run: Run) -> None:
+    class Losing:
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            self.real.put_if_absent(key, data)
+            return False  # what a client says that repeats a write of its own that had got through
+
+    place = Place(Losing(run.place.store), run.place.prefix, run.place.folder)
+    assert Run(place, run.work).start()[0].fence.fence == 1
+    assert run.place.list_keys() == ["fences/1"]
+
+
 def test_attempts_that_start_at_once_leave_one_owner(run: Run) -> None:
     committed(run, 10)
     barrier = threading.Barrier(4)

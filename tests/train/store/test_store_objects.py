@@ -267,6 +267,16 @@ def test_a_plain_path_is_a_local_store(tmp_path: Path) -> None:
     assert again.get(key) == b"1"
 
 
+def test_a_local_store_leaves_no_file_of_its_own(tmp_path: Path) -> None:
+    store, key = open_store(str(tmp_path / "x"))
+    store.put_if_absent(key, b"1")
+    store.put_if_absent(key, b"2")
+    store.put(key, b"3")
+    with pytest.raises(ObjectNotFound):
+        store.put(key, tmp_path / "missing")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_key_cannot_leave_a_local_store(tmp_path: Path) -> None:
     store, _ = open_store(str(tmp_path / "x"))
     for key in ("../out", "a/../../out", "/etc/hostname", ""):

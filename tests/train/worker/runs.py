@@ -5,12 +5,16 @@ Workers are forked from a server process that has imported the libraries once, s
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import socket
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +40,7 @@ def records(count: int = 24) -> list[dict[str, str]]:
     return [{"prompt": f"say {words[i % 6]} {i // 6}: ", "completion": words[i % 6] * (1 + i % 3)} for i in range(count)]
 
 
-def run_file(model: Path, **changes: Any) -> RunFile:
+def run_file(**changes: Any) -> RunFile:
     """A run on two held-out records and the rest for training; changes name fields of any section."""
     document: dict[str, Any] = {
         "job": {"name": "tiny", "namespace": "team-a", "uid": "0f0e0d0c-0000-0000-0000-000000000001"},
@@ -165,7 +169,43 @@ def launch(function: Callable[..., Any], world_size: int, arguments: Any, env: d
     return [process.exitcode if process.exitcode is not None else -1 for process in processes]
 
 
-def work_for(root: Path, rows: list[dict[str, str]] | None = None, family: str = "llama", **changes: Any) -> Work:
-    """A work directory with a tiny model of family and the run that changes describe."""
-    model = tiny_model(family)
-    return Work.make(root, run_file(model, **changes), model, rows)
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What function returns in a fresh process that has the libraries; its exception is raised here as text."""
+    ours, theirs = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_call, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    assert ours.poll(TIMEOUT_SECONDS), f"{function.__name__} gave no answer"
+    result, trace = ours.recv()
+    process.join(TIMEOUT_SECONDS)
+    assert trace is None, trace
+    return result
+
+
+def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        pipe.send((function(*arguments), None))
+    except Exception:
+        pipe.send((None, traceback.format_exc()))
+
+
+@functools.cache
+def _model(**options: Any) -> Path:
+    """A tiny model made in a child, so that the test process itself never imports torch."""
+    target = Path(tempfile.mkdtemp(prefix="finetune-worker-tests-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    in_child(_make_model, str(target), options)
+    return target
+
+
+def _make_model(target: str, options: dict[str, Any]) -> None:
+    shutil.copytree(tiny_model(**options), target, dirs_exist_ok=True)
+
+
+def work_for(root: Path, *, rows: list[dict[str, str]] | None = None, model: dict[str, Any] | None = None,
+             **changes: Any) -> Work:
+    """A work directory with a tiny model (arguments of tiny_model) and the run that changes describe."""
+    return Work.make(root, run_file(**changes), _model(**(model or {})), rows)

@@ -58,21 +58,17 @@ def test_an_error_carries_its_row_and_its_field() -> None:
 
 
 def _named_classes(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every class that a program names: `failure_class="X"`, `failure_class = "X"` and `TABLE["X"]`."""
+    """Every class that a program names: `failure_class="X"` in a call or an assignment, and `TABLE["X"]`."""
     for node in ast.walk(tree):
-        value: ast.expr | None = None
-        if isinstance(node, ast.keyword) and node.arg == "failure_class":
-            value = node.value
-        elif isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == "failure_class" for t in node.targets
-        ):
-            value = node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "failure_class":
-            value = node.value
-        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "TABLE":
-            value = node.slice
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            yield value.lineno, value.value
+        match node:
+            case ast.keyword(arg="failure_class", value=ast.Constant(value=str(name))):
+                yield node.value.lineno, name
+            case ast.Assign(targets=[ast.Name(id="failure_class")], value=ast.Constant(value=str(name))):
+                yield node.lineno, name
+            case ast.AnnAssign(target=ast.Name(id="failure_class"), value=ast.Constant(value=str(name))):
+                yield node.lineno, name
+            case ast.Subscript(value=ast.Name(id="TABLE"), slice=ast.Constant(value=str(name))):
+                yield node.lineno, name
 
 
 def test_every_class_that_the_code_names_is_in_the_table() -> None:

@@ -57,9 +57,7 @@ def test_a_claim_needs_no_credentials_and_is_written_only_for_the_output() -> No
     )
     assert found.claims == {"models": False, "results": True}
     assert found.profiles == {}
-    same = build_references(
-        spec(model={"uri": "pvc://all/falcon", "revision": None}, output={"uri": "pvc://all/out"})
-    )
+    same = build_references(spec(model={"uri": "pvc://all/falcon", "revision": None}, output={"uri": "pvc://all/out"}))
     assert same.claims == {"all": True}
 
 

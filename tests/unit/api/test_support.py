@@ -13,6 +13,7 @@ from finetune_api.crd import structural
 from finetune_api.failures import FinetuneError
 from finetune_api.job import FROZEN_FIELDS, FineTuneJobSpec
 from finetune_api.planner import build_references, preflight_file, unsupported
+from finetune_api.planner.support import CHOICES, NOT_YET
 from tests.unit.api import values
 
 # Fields that change how a run is carried out, not what it computes. The operator reads them from the spec.
@@ -263,3 +264,12 @@ def _words(document: Any) -> set[str]:
     if isinstance(document, list):
         return set().union(set(), *(_words(child) for child in document))
     return {document} if isinstance(document, str) else set()
+
+
+def test_every_path_of_the_tables_exists() -> None:
+    fields = structural(FineTuneJobSpec)
+    for path in (*CHOICES, *NOT_YET):
+        node = fields
+        for part in path.split("."):
+            assert part in node["properties"], path
+            node = node["properties"][part]

@@ -93,9 +93,7 @@ def data_facts(rows: int = 1000, **changes: Any) -> DataFacts:
 
 def preflight(job: FineTuneJobSpec, model: ModelFacts | None = None, data: DataFacts | None = None) -> Preflight:
     """A preflight that found nothing in the way."""
-    return Preflight(
-        ok=True, spec_digest=spec_digest(job), model=model or model_facts(), data=data or data_facts()
-    )
+    return Preflight(ok=True, spec_digest=spec_digest(job), model=model or model_facts(), data=data or data_facts())
 
 
 def pool(name: str, memory_gib: float, price: float, **changes: Any) -> Pool:

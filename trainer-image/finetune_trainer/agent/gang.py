@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from finetune_api.runfile import RunFile
+from finetune_trainer.agent.cores import usable_cores
 from finetune_trainer.agent.output import OutputPump
 from finetune_trainer.agent.redaction import without_secrets
 from finetune_trainer.agent.settings import Settings
@@ -37,7 +39,7 @@ def worker_environment(run: RunFile, settings: Settings, local_rank: int, master
     """The environment of one worker: the agent's own without secrets, and its place in the gang."""
     processes = run.resources.processes_per_node
     environment = without_secrets(settings.environment)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     environment.update(
         RANK=str(settings.node_rank * processes + local_rank),
         LOCAL_RANK=str(local_rank),
@@ -61,10 +63,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 class Gang:
     """The workers of this node. Only the main thread may use it: workers die with the thread that started them."""
 
@@ -73,7 +71,6 @@ class Gang:
         self._settings = settings
         self._first_rank = settings.node_rank * run.resources.processes_per_node
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._groups: list[int] = []
         self._errors: dict[int, OutputPump] = {}
         self._pumps: list[OutputPump] = []
         self._told_to_end: set[int] = set()
@@ -106,7 +103,6 @@ class Gang:
             start_new_session=True,
         )
         self._running[rank] = process
-        self._groups.append(process.pid)
         prefix = f"[rank {rank}] " if self._run.world_size > 1 else ""
         out = OutputPump(cast(BinaryIO, process.stdout), sys.stdout.buffer, prefix)
         self._errors[rank] = OutputPump(cast(BinaryIO, process.stderr), sys.stderr.buffer, prefix)
@@ -117,7 +113,8 @@ class Gang:
     def reap(self) -> list[Exit]:
         """The workers that ended since the last call, oldest first as far as the kernel tells.
 
-        Also takes in processes of others that ended as children of ours: PID 1 inherits every orphan.
+        What they left running in their sessions ends with them. Processes of others that ended as children of ours are
+        taken in too: PID 1 inherits every orphan.
         """
         exits = []
         by_pid = {process.pid: rank for rank, process in self._running.items()}
@@ -126,6 +123,8 @@ class Gang:
             if rank is None:
                 os.waitpid(ended, 0)
                 continue
+            # Before the reaping, while the group's number cannot have passed to others.
+            _signal_group(ended, signal.SIGKILL)
             code = self._running.pop(rank).wait()
             exits.append(Exit(rank, code if code >= 0 else None, -code if code < 0 else None,
                               rank in self._told_to_end))
@@ -134,7 +133,8 @@ class Gang:
     def dump_stacks(self) -> None:
         """Every worker is asked to write its stacks to its standard error (faulthandler on SIGUSR1)."""
         for process in self._running.values():
-            process.send_signal(signal.SIGUSR1)
+            # Not send_signal: it would reap a worker that has just ended, and `reap` would wait for it for ever.
+            os.kill(process.pid, signal.SIGUSR1)
 
     def end(self, kill_seconds: float) -> list[Exit]:
         """No worker runs any more, nor anything they started in their sessions.
@@ -143,12 +143,12 @@ class Gang:
         """
         exits = self.reap()  # what ended before it was told to is no collateral
         self._told_to_end.update(self._running)
-        self._signal_groups(signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         deadline = time.monotonic() + kill_seconds
         while self._running and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
             exits += self.reap()
-        self._signal_groups(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         while self._running:
             time.sleep(_POLL_SECONDS)
             exits += self.reap()
@@ -165,12 +165,14 @@ class Gang:
         for pump in self._pumps:
             pump.join(max(0.0, deadline - time.monotonic()))
 
-    def _signal_groups(self, number: signal.Signals) -> None:
-        for group in self._groups:
-            try:
-                os.killpg(group, number)
-            except ProcessLookupError:
-                continue
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            _signal_group(process.pid, number)
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
 
 
 def _peek() -> int | None:

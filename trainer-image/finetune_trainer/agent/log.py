@@ -16,7 +16,7 @@ def open_log(log_format: str, redactor: Redactor, **bound: object) -> Log:
     """A logger whose every line carries bound, a time and a level, and holds no secret."""
     text = log_format == "text"
     renderer: Any = structlog.dev.ConsoleRenderer(colors=False) if text else structlog.processors.JSONRenderer()
-    return structlog.wrap_logger(
+    log = structlog.wrap_logger(
         structlog.WriteLogger(sys.stdout),
         processors=[
             structlog.processors.add_log_level,
@@ -24,5 +24,5 @@ def open_log(log_format: str, redactor: Redactor, **bound: object) -> Log:
             redactor.event,
             renderer,
         ],
-        **bound,
     )
+    return log.bind(**bound)

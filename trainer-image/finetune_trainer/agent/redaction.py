@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 # AWS_* and FINETUNE_CRED_* hold more than secrets, but no worker needs any of it.
@@ -36,6 +36,6 @@ class Redactor:
             text = text.replace(value, MASK)
         return text
 
-    def event(self, _logger: object, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def event(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
         """A structlog processor: no value of the event holds a secret."""
         return {key: self.text(value) if isinstance(value, str) else value for key, value in event.items()}

@@ -20,13 +20,13 @@ from finetune_trainer.cli.running import AgentProcess, Place, alone, follow
 
 _USAGE = 2
 _STOP_SECONDS = 120.0
+_WIDTH = 140
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0, or the failure table's; 2 for a wrong command line."""
     given = _parser().parse_args(arguments)
-    console = Console()
-    errors = Console(stderr=True)
+    console, errors = open_console(), open_console(stderr=True)
     try:
         return int(given.command(given, console))
     except JobFileError as error:
@@ -38,6 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("Stopped before the run began.")
         return TABLE["Stopped"].exit_code or _USAGE
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """The terminal; elsewhere, wide enough for a table whose words are not broken."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=_WIDTH)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -119,8 +119,9 @@ def _without_foreign_pool(spec: FineTuneJobSpec) -> tuple[FineTuneJobSpec, list[
 
 def _names_credentials(spec: FineTuneJobSpec) -> bool:
     held_out = spec.dataset.validation.source if spec.dataset.validation else None
-    places = [spec, spec.model, spec.output, *spec.dataset.sources, *([held_out] if held_out else [])]
-    return any(place.credentials is not None for place in places)
+    given = [spec.credentials, spec.model.credentials, spec.output.credentials]
+    given += [source.credentials for source in (*spec.dataset.sources, *([held_out] if held_out else []))]
+    return any(credentials is not None for credentials in given)
 
 
 def _storage_of(environment: Mapping[str, str]) -> Storage:

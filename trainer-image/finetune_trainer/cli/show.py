@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from urllib.parse import unquote
 
 from rich.console import Console
 from rich.markup import escape
@@ -92,8 +93,9 @@ def show_result(console: Console, output: str, message: TerminationMessage) -> N
         table.add_row("perplexity", *(f"{_perplexity(loss):.2f}" for loss in (before, after)),
                       _change(_perplexity(before), _perplexity(after)))
         console.print(table)
-    console.print(f"Artifact: {escape(output)}/{message.artifact}", soft_wrap=True)
-    console.print(f"Report:   {escape(output)}/report.md", soft_wrap=True)
+    place = unquote(output.removeprefix("file://")) if output.startswith("file://") else output
+    for name, what in (("Artifact", message.artifact), ("Report", "report.md")):
+        console.print(f"{name + ':':<9} {place}/{what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _perplexity(loss: float) -> float:

@@ -108,6 +108,10 @@ def _detect(
         needed = {role: renamed.get(role, name) for role, name in roles.items() if role not in _OPTIONAL}
         if not all(name in first for name in needed.values()):
             continue
+        # Alpaca and QuestionAnswer are known by names of their own: with all of them renamed nothing tells them apart.
+        if format in (DataFormat.ALPACA, DataFormat.QUESTION_ANSWER) and needed.keys() <= renamed.keys():
+            if format is DataFormat.QUESTION_ANSWER or "input" not in renamed:
+                continue
         if template is not None and (format is DataFormat.TEXT or needed.get("completion") != template.completion):
             continue
         found = " and ".join(needed.values())

@@ -62,7 +62,7 @@ def check_model(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
 
 
 def check_output(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
-    """Reads who owns the output and writes and deletes a small object there. Raises FinetuneError for the first fault."""
+    """Reads who owns the output; writes and deletes a small object there. Raises FinetuneError for the first fault."""
     store, prefix = open_output(file.output, field="output.uri", reach=reach)
     probe = join_key(prefix, f".preflight-{file.job.uid}-{secrets.token_hex(4)}")
     try:

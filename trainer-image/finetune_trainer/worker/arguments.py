@@ -12,7 +12,7 @@ from finetune_api.runfile import RunFile
 from transformers import TrainingArguments
 
 from finetune_trainer.worker.ranks import Ranks
-from finetune_trainer.worker.zero import prepare_zero
+from finetune_trainer.worker.zero import leave_out_deepspeed, prepare_zero
 
 OPTIMIZERS = {
     Optimizer.ADAMW: "adamw_torch",
@@ -79,7 +79,8 @@ def training_arguments(run: RunFile, ranks: Ranks, folder: Path, *, evaluates: b
 def _processes(run: RunFile, ranks: Ranks) -> dict[str, Any]:
     on_cpu = run.resources.accelerator == "cpu"
     if run.hyperparameters.zero_stage > 0:
-        return prepare_zero(run, ranks)
+        return {**prepare_zero(run, ranks), "dataloader_pin_memory": not on_cpu}
+    leave_out_deepspeed()
     if ranks.world_size == 1:
         # The library would take these for a gang of one and wrap the model for nothing.
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):

@@ -34,14 +34,14 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor] | None:
     """
     if not any(hasattr(p, "ds_id") for p in model.parameters()):
         return None
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
     state: dict[str, Tensor] = {}
     adapter_only = isinstance(model, PeftModel)
     for name, parameter in model.named_parameters():
         if adapter_only and not parameter.requires_grad:
             continue
-        with GatheredParameters([parameter]):
+        with zero.GatheredParameters([parameter]):
             state[name] = parameter.detach().cpu().clone()
     return state
 
@@ -90,6 +90,10 @@ def export_merged(adapter: Path, folder: Path, run: RunFile, base: Path) -> None
 
     Base and adapter are read from their files again, so that what is merged is what was published.
     """
+    if run.hyperparameters.zero_stage == 3:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # else the base would be sharded again
     model: Any = load_base(base, run, dtype=weight_type(run))
     if run.tuning.type is TuningType.QLORA:
         model = model.dequantize(weight_type(run))

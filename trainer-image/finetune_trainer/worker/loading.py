@@ -9,6 +9,7 @@ import torch
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Attention, ComputeType, Precision, QuantizationType, TuningType
 from finetune_api.runfile import RunFile, RunQuantization
+from torch import nn
 from transformers import (
     AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast,
 )
@@ -64,6 +65,8 @@ def load_base(folder: Path, run: RunFile, *, dtype: torch.dtype | None = None, d
                                 field="spec.model.attention") from error
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
     _require_complete(info)
+    if quantization:
+        _keep_bits(model)
     return model
 
 
@@ -77,6 +80,17 @@ def quantization_config(quantization: RunQuantization) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quantization.type.value.lower(),
         bnb_4bit_use_double_quant=quantization.double_quant, bnb_4bit_compute_dtype=compute)
+
+
+def _keep_bits(model: nn.Module) -> None:
+    """The frozen base stays as it was loaded.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks the weights at the first pass in evaluation mode and rounds their
+    scales on the way; training and resume would then depend on whether an evaluation came first.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _require_safetensors(folder: Path) -> None:

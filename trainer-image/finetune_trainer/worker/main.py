@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import logging
 import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +59,10 @@ def main(argv: Sequence[str]) -> int:
 def _take_over_process() -> None:
     """Ignore SIGTERM (the agent asks by the stop file) and print all stacks on SIGUSR1."""
     os.environ.update(_ENVIRONMENT)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)  # between libraries; nobody who reads a pod's log can mend them
+    for library in ("accelerate", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
 

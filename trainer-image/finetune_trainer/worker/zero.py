@@ -54,8 +54,9 @@ def zero_config(run: RunFile, world_size: int) -> dict[str, Any]:
 def prepare_zero(run: RunFile, ranks: Ranks) -> dict[str, Any]:
     """Start the process group for DeepSpeed; returns what TrainingArguments needs to take it up.
 
-    Call it before TrainingArguments are made. On CPU the usual switch (use_cpu) drops DeepSpeed without a word and
-    runs plain data parallelism, so the state is configured here and TrainingArguments are told to keep it.
+    Call it before TrainingArguments are made. On CPU use_cpu alone drops DeepSpeed without a word and runs plain
+    data parallelism, so the state is configured here and TrainingArguments are told to keep it; create_scheduler
+    proves that it worked.
     """
     os.environ.update({
         "RANK": str(ranks.rank), "LOCAL_RANK": str(ranks.local_rank), "WORLD_SIZE": str(ranks.world_size),
@@ -66,14 +67,29 @@ def prepare_zero(run: RunFile, ranks: Ranks) -> dict[str, Any]:
     on_cpu = run.resources.accelerator == "cpu"
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        _use_gloo_alone()
     from accelerate import PartialState
 
     PartialState(backend="gloo" if on_cpu else "nccl")
     return {
         "deepspeed": zero_config(run, ranks.world_size),
         "accelerator_config": {"use_configured_state": True},
-        "use_cpu": False,
+        "use_cpu": on_cpu,
     }
+
+
+def _use_gloo_alone() -> None:
+    """DeepSpeed would compile a shared-memory kernel at start: a minute, a compiler, a writable home."""
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def leave_out_deepspeed() -> None:
+    """Without ZeRO, keep accelerate from importing DeepSpeed to look for its engine: 1.5 s and 100 MB at each start."""
+    from accelerate.utils import other
+
+    other.is_deepspeed_available = lambda: False
 
 
 def assert_zero(model: Any, stage: int) -> None:

@@ -1,0 +1,35 @@
+"""spec.deadlineSeconds: the time from the first start to now, suspension not counted."""
+
+from __future__ import annotations
+
+from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus
+from finetune_operator.clock import parse_time
+from finetune_operator.decide.draft import Draft
+
+
+def is_past(draft: Draft) -> bool:
+    """Whether the deadline has passed; asks to look again when it will."""
+    status, limit = draft.seen.status, draft.spec.deadline_seconds
+    if limit is None or status.start_time is None:
+        return False
+    used = (draft.seen.now - parse_time(status.start_time)).total_seconds() - suspended_seconds(status, draft.now)
+    if used < limit:
+        draft.look(limit - used)
+    return used >= limit
+
+
+def message(draft: Draft) -> str:
+    """What to tell the owner."""
+    return (
+        f"the run took longer than spec.deadlineSeconds, {draft.spec.deadline_seconds} s from its first start, "
+        "suspension not counted"
+    )
+
+
+def suspended_seconds(status: FineTuneJobStatus, now: str) -> int:
+    """Seconds spent suspended since the first start, a suspension that lasts included."""
+    total = status.suspended_seconds or 0
+    resting = status.condition(ConditionType.SUSPENDED)
+    if status.start_time is not None and resting is not None and resting.status == ConditionStatus.TRUE:
+        total += max(0, int((parse_time(now) - parse_time(resting.last_transition_time)).total_seconds()))
+    return total

@@ -1,0 +1,99 @@
+"""A released attempt: whether its gang is whole, what it does, and whether a node was lost under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_api.status import ConditionType, Current, State
+from finetune_operator.clock import format_time, parse_time
+from finetune_operator.decide import stopping
+from finetune_operator.decide.conditions import FALSE, TRUE
+from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.evidence import Cause
+from finetune_operator.decide.obstacles import why_not_running
+from finetune_operator.decide.pods import is_lost
+from finetune_operator.snapshot import ChildJob, PodView
+
+_STAGES = {"Evaluating": State.EVALUATING, "Publishing": State.PUBLISHING}
+
+
+def watch(draft: Draft, current: Current, child: ChildJob) -> None:
+    """Says how far the attempt is; asks for its end where a node is lost or the start takes too long."""
+    plan = draft.status.plan
+    assert plan is not None, "only a planned job has attempts"
+    pods = draft.seen.pods_of(child.uid)
+    lost = next((pod for pod in pods if is_lost(draft, pod)), None)
+    if lost is not None:
+        _stop_for_lost_node(draft, current, lost)
+        return
+    _mark_scheduled(draft, pods, plan.nodes)
+    if any(pod.deletion_time is not None for pod in pods):
+        draft.look(draft.config.poll_seconds)
+    if sum(pod.running for pod in pods) == plan.nodes:
+        _whole(draft, current, plan.nodes, plan.pool)
+    elif current.running_time is None:
+        _start_up(draft, current, child, pods, plan.nodes)
+    _mark_checkpoint(draft, current)
+
+
+def _whole(draft: Draft, current: Current, nodes: int, pool: str) -> None:
+    if current.running_time is None:
+        draft.set(
+            current=current.model_copy(update={"running_time": format_time(draft.seen.now)}),
+            start_time=draft.seen.status.start_time or draft.now,
+        )
+    draft.mark(ConditionType.TRAINING, TRUE, "PodsRunning", f"attempt {current.number} runs on {pool}")
+    progress = draft.seen.status.progress
+    stage = progress.stage if progress is not None and progress.attempt == current.number else ""
+    pods = "1 pod" if nodes == 1 else f"{nodes} pods"
+    draft.be(_STAGES.get(stage, State.TRAINING), f"attempt {current.number} runs with {pods} on {pool}")
+
+
+def _start_up(draft: Draft, current: Current, child: ChildJob, pods: Sequence[PodView], nodes: int) -> None:
+    cause = why_not_running(draft.seen, child, pods, nodes)
+    plan = draft.status.plan
+    pool = draft.seen.pool(plan.pool) if plan is not None else None
+    if pool is not None:
+        waited = (draft.seen.now - parse_time(current.start_time)).total_seconds()
+        left = pool.spec.start_timeout_seconds - waited
+        if left <= 0:
+            _give_up(draft, current, cause, waited)
+            return
+        draft.look(min(left, draft.config.poll_seconds))
+    running = sum(pod.running for pod in pods)
+    if cause is not None:
+        draft.mark(ConditionType.TRAINING, FALSE, cause.failure_class, cause.message)
+        draft.be(State.STARTING, f"attempt {current.number} cannot start yet: {cause.message}")
+    else:
+        draft.mark(ConditionType.TRAINING, FALSE, "Starting", f"{running} of {nodes} pods run")
+        draft.be(State.STARTING, f"attempt {current.number} starts: {running} of {nodes} pods run")
+
+
+def _give_up(draft: Draft, current: Current, cause: Cause | None, waited: float) -> None:
+    why = cause or Cause("Unschedulable", "its pods did not all start")
+    message = f"attempt {current.number} was not whole after {waited:.0f} s: {why.message}"
+    draft.record_failure(why.failure_class, message, why.field)
+    stopping.begin(draft, current, why.failure_class, message)
+
+
+def _stop_for_lost_node(draft: Draft, current: Current, pod: PodView) -> None:
+    message = f"node {pod.node} stopped answering while pod {pod.name} was on it"
+    draft.record_failure("NodeLost", message)
+    stopping.begin(draft, current.model_copy(update={"lost_node": pod.node}), "NodeLost", message)
+
+
+def _mark_scheduled(draft: Draft, pods: Sequence[PodView], nodes: int) -> None:
+    placed = [pod for pod in pods if pod.node is not None]
+    if len(placed) == nodes:
+        names = ", ".join(sorted({str(pod.node) for pod in placed})[:8])
+        draft.mark(ConditionType.SCHEDULED, TRUE, "PodsScheduled", f"on {names}")
+        return
+    waiting = next((pod.unschedulable for pod in pods if pod.unschedulable), "")
+    reason = "Unschedulable" if waiting else "Waiting"
+    draft.mark(ConditionType.SCHEDULED, FALSE, reason, waiting or f"{len(placed)} of {nodes} pods have a node")
+
+
+def _mark_checkpoint(draft: Draft, current: Current) -> None:
+    progress = draft.seen.status.progress
+    if progress is not None and progress.attempt == current.number and progress.checkpoint_step is not None:
+        draft.mark(ConditionType.CHECKPOINTED, TRUE, "Committed", f"at step {progress.checkpoint_step}")

@@ -1,0 +1,69 @@
+"""How old the progress is that `kubectl get ftj` shows while a hundred jobs run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from finetune_api.documents import ProgressDocument, Stage
+from tests.api import objects
+from tests.api.operator_process import OperatorProcess
+from tests.api.rest import Api
+from tests.api.tenant import Tenant
+from tests.cluster.local import LocalCluster
+
+JOBS = 100
+WATCHED_SECONDS = 35
+# The goal is 15 s. The bound is generous because the tests share two cores with whatever else runs there.
+BOUND_SECONDS = 20
+
+
+@pytest.fixture
+def wide(cluster: LocalCluster, api: Api) -> Iterator[str]:
+    """A pool with room for all."""
+    api.create("gpupools", objects.pool("wide", "l4", 24, 0.1, perGPU={
+        "cpu": 1, "memoryGiB": 1, "ephemeralStorageGiB": 1}, startTimeoutSeconds=600))
+    names = [f"wide-{number}" for number in range(13)]
+    for name in names:
+        cluster.nodes.add(name, gpus=8, labels={"gpu-pool": "wide"}, taints=[objects.GPU_TAINT], wait_seconds=0)
+    cluster.kubectl("wait", "--for=condition=Ready", "nodes", "-l", "gpu-pool=wide", "--timeout=60s")
+    yield "wide"
+    api.delete("gpupools", None, "wide")
+    for name in names:
+        cluster.nodes.remove(name)
+
+
+def test_progress_of_a_hundred_jobs_is_at_most_fifteen_seconds_old(
+        operator: OperatorProcess, tenant: Tenant, wide: str) -> None:
+    operator.stop()
+    operator.start(PROGRESS_INTERVAL_SECONDS="10", WORKERS="16")
+    names = [f"faq-{number}" for number in range(JOBS)]
+    resources = {"pool": wide, "gpus": 1}
+    with ThreadPoolExecutor(8) as threads:
+        pods = list(threads.map(lambda name: start(tenant, name, resources), names))
+    began = time.monotonic()
+
+    def now() -> ProgressDocument:
+        step = int((time.monotonic() - began) * 10)
+        return ProgressDocument(attempt=1, stage=Stage.TRAINING, step=step, total_steps=100_000, loss=1.0)
+
+    for pod in pods:
+        tenant.trainers.says(pod["status"]["podIP"], now)
+    oldest = []
+    while (passed := time.monotonic() - began) < WATCHED_SECONDS:
+        shown = {job["metadata"]["name"]: job["status"].get("progress", {}).get("step", 0)
+                 for job in tenant.api.list("finetunejobs", tenant.namespace)}
+        assert len(shown) == JOBS
+        oldest.append((time.monotonic() - began) - min(shown.values()) / 10)
+        time.sleep(0.5)
+    print(f"\nprogress of {JOBS} running jobs: at most {max(oldest):.1f} s old over {passed:.0f} s (goal 15 s)")
+    assert max(oldest) <= BOUND_SECONDS
+
+
+def start(tenant: Tenant, name: str, resources: dict[str, object]) -> dict[str, object]:
+    tenant.apply(name, resources=resources)
+    tenant.preflight(name, seconds=180)
+    return tenant.running(name, seconds=180)[0]

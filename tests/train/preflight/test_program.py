@@ -1,0 +1,73 @@
+"""The preflight pod's program: exit code, termination message and log."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_api.failures import TABLE
+from finetune_api.runfile import PreflightFile
+from finetune_api.status import Finding, Preflight
+from finetune_trainer.preflight import encode_preflight, exit_code
+from tests.train.preflight.conftest import Bucket
+
+MakeFile = Callable[..., PreflightFile]
+
+
+def run(tmp_path: Path, document: str, env: dict[str, str]) -> tuple[int, Preflight, list[dict[str, object]]]:
+    (tmp_path / "preflight.json").write_text(document)
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.preflight", "--file", str(tmp_path / "preflight.json"),
+         "--termination-log", str(tmp_path / "termination")],
+        capture_output=True, text=True, timeout=60, check=False,
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]} | env,
+    )
+    data = (tmp_path / "termination").read_bytes()
+    assert len(data) <= 4096
+    return done.returncode, Preflight.model_validate_json(data), [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_a_good_job_exits_zero_with_its_facts(make_file: MakeFile, bucket: Bucket, tmp_path: Path) -> None:
+    code, result, log = run(tmp_path, make_file().model_dump_json(by_alias=True), bucket.env)
+    assert code == 0 and result.ok and result.data is not None and result.data.rows == 40
+    assert log[-1]["event"] == "preflight" and log[-1]["exit_code"] == 0
+
+
+def test_a_faulty_job_exits_with_the_code_of_its_first_finding(
+    make_file: MakeFile, bucket: Bucket, tmp_path: Path
+) -> None:
+    rows = b'{"question": "q", "answer": "a"}\n' + b'{"question": "q"}\n' * 500
+    file = make_file(sources=[bucket.put("bad.jsonl", rows)])
+    code, result, log = run(tmp_path, file.model_dump_json(by_alias=True), bucket.env)
+    assert code == TABLE["DataInvalid"].exit_code == 65
+    assert result.data is not None and (result.data.rows, result.data.bad_rows) == (1, 500)
+    assert "500 of 501 records" in result.findings[0].message
+    assert [line["failure_class"] for line in log if line["event"] == "finding"][0] == "DataInvalid"
+    assert bucket.env["FINETUNE_CRED_TEAM_AWS_SECRET_ACCESS_KEY"] not in json.dumps(log)
+
+
+def test_a_preflight_file_with_an_unknown_field_is_refused_by_its_name(tmp_path: Path) -> None:
+    code, result, _ = run(tmp_path, '{"version": 1, "extra": 1}', {})
+    assert code == 64 and not result.ok
+    assert result.findings[0].failure_class == "InvalidSpec" and "job: Field required" in result.findings[0].message
+
+
+def test_the_termination_message_keeps_the_first_findings_and_counts_all() -> None:
+    findings = [Finding(failure_class="DataInvalid", message=f"{k}: " + "ä" * 2500, field="f") for k in range(40)]
+    result = Preflight(ok=False, spec_digest="d", findings=findings)
+    data = encode_preflight(result)
+    assert len(data) <= 4096
+    short = Preflight.model_validate_json(data)
+    assert short.findings_total == 40 and short.findings[0].message.startswith("0: ") and len(short.findings) >= 5
+    whole = Preflight(ok=True, spec_digest="d", findings=findings[:1])
+    assert Preflight.model_validate_json(encode_preflight(whole, 1 << 20)).findings == findings[:1]
+
+
+def test_every_class_gives_an_exit_code() -> None:
+    for name, row in TABLE.items():
+        code = exit_code(Preflight(ok=False, spec_digest="", findings=[Finding(failure_class=name, message="m")]))
+        assert code == (row.exit_code or 101)

@@ -1,0 +1,132 @@
+"""The examples: valid, and planned as their files say on the pools that the chart ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_api.job import FineTuneJobSpec
+from finetune_api.planner import Pool
+from finetune_api.planner.settings import SET_BY_JOB
+from finetune_api.pool import GPUPoolSpec
+from hack import check_examples
+from tests.unit.api import values
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+
+
+def chart_pools() -> list[Pool]:
+    """The pools of the chart's values, made as its template makes them: the defaults with the pool's own on top."""
+    chart = yaml.safe_load((ROOT / "charts/finetune-operator/values.yaml").read_text())
+    return [Pool(name, GPUPoolSpec.from_json({**chart["poolDefaults"], **own})) for name, own in chart["pools"].items()]
+
+
+def job(name: str) -> FineTuneJobSpec:
+    return FineTuneJobSpec.from_json(yaml.safe_load((EXAMPLES / name).read_text())["spec"])
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """The values that a file sets, by spec path; a list is one value."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: v for name, child in value.items() for key, v in leaves(child, f"{path}.{name}".lstrip(".")).items()}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_valid(path: Path) -> None:
+    assert list(check_examples.faults(path)) == []
+
+
+def test_the_main_example_is_short_and_easy_to_count() -> None:
+    text = (EXAMPLES / "finetunejob.yaml").read_text()
+    assert check_examples.lines_below_spec(text) <= 12
+    assert "#" not in text, "nothing hides in comments"
+
+
+BROKEN: dict[str, tuple[str, str, str]] = {
+    "unknown field": ("maxSteps: 40", "maxStep: 40", "maxStep"),
+    "null": ("tuning: {type: LoRA}", "tuning: {type: LoRA, lora: }", "tuning.lora"),
+    "wrong type": ("maxSteps: 40", "maxSteps: many", "maxSteps"),
+    "out of bounds": ("fraction: 0.2", "fraction: 1.0", "fraction"),
+    "rule": ("maxSteps: 40", "maxSteps: 40, epochs: 1", "set epochs or maxSteps, not both"),
+    "unsupported": ("type: LoRA", "type: IA3", "tuning.type: IA3 is not supported yet"),
+    "local file": ("uri: s3://team-a/data", "uri: file:///data", "file:// is for `finetune run`"),
+    "name": ("debian-faq}\nspec", "Debian.FAQ}\nspec", "metadata.name"),
+    "missing field": ("  tuning: {type: LoRA}\n", "", "tuning"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_example_is_found(case: str, tmp_path: Path) -> None:
+    old, new, words = BROKEN[case]
+    text = (EXAMPLES / "finetunejob.yaml").read_text()
+    assert old in text
+    broken = tmp_path / "finetunejob.yaml"
+    broken.write_text(text.replace(old, new))
+    assert any(words in fault for fault in check_examples.faults(broken))
+
+
+def test_a_main_example_that_grows_is_found(tmp_path: Path) -> None:
+    text = (EXAMPLES / "finetunejob.yaml").read_text()
+    example = tmp_path / "finetunejob.yaml"
+    example.write_text(text + "  retry:\n    maxFailures: 1\n  # a comment\n\n")
+    assert list(check_examples.faults(example)) == []
+    example.write_text(text + "  retry:\n    maxFailures: 1\n  checkpoint:\n    everySteps: 10\n    keepLast: 1\n")
+    assert list(check_examples.faults(example)) == ["has 13 lines below spec; at most 12 are promised"]
+
+
+def test_the_falcon_recipe_runs_on_one_l4_with_exactly_its_settings() -> None:
+    spec = job("qlora-falcon-7b.yaml")
+    planned = values.plan(spec, *chart_pools(), model=values.model_facts(), data=values.data_facts(rows=200))
+    assert (planned.plan.pool, planned.plan.nodes, planned.plan.gpus_per_node) == ("l4", 1, 1)
+    recorded = {item.name: item for item in planned.plan.settings}
+    for path, value in leaves(spec.to_json()).items():
+        if path.startswith(("tuning.lora", "tuning.quantization", "hyperparameters", "evaluation")):
+            assert (recorded[path].value, recorded[path].reason) == (value, SET_BY_JOB), path
+    run = planned.run
+    assert (run.hyperparameters.micro_batch_size, run.hyperparameters.gradient_accumulation) == (1, 4)
+    assert run.tuning.lora is not None and run.tuning.quantization is not None
+    assert (run.tuning.lora.rank, run.tuning.lora.alpha, run.tuning.lora.dropout) == (8, 32, 0.05)
+    assert run.tuning.lora.target_modules == ["query_key_value"]
+    assert (run.hyperparameters.learning_rate, run.hyperparameters.warmup_ratio) == (2e-4, 0.05)
+    assert run.hyperparameters.total_steps == 80
+
+
+def test_the_pythia_recipe_runs_on_a_cpu_pool() -> None:
+    pythia = values.model_facts(
+        70_426_624, model_type="gpt_neox", hidden_size=512, layers=6, vocabulary_size=50304, max_positions=2048
+    )
+    planned = values.plan(
+        job("full-pythia-70m.yaml"), values.cpu_pool(4), *chart_pools(), model=pythia, data=values.data_facts(1260)
+    )
+    assert (planned.plan.pool, planned.run.hyperparameters.precision) == ("cpu", "FP32")
+    assert (planned.run.tuning.type, planned.plan.total_steps) == ("Full", 3)
+    assert planned.run.evaluation.generation.max_new_tokens == 100
+
+
+def test_the_demo_and_the_local_example_are_the_same_run() -> None:
+    demo, local = job("finetunejob.yaml").to_json(), job("local.yaml").to_json()
+    for name in ("tuning", "hyperparameters"):
+        assert demo[name] == local[name]
+    assert demo["dataset"]["validation"] == local["dataset"]["validation"]
+    assert local.keys() == demo.keys() - {"credentials"}
+
+
+def test_the_demo_fits_a_small_cpu_pool() -> None:
+    planned = values.plan(
+        job("finetunejob.yaml"), values.cpu_pool(4), model=values.small_model(), data=values.data_facts(119)
+    )
+    assert planned.plan.pool == "cpu"
+    assert planned.run.global_batch_size == 4
+    assert planned.plan.memory.total_gib < 4 * 0.92
+
+
+def test_the_example_pool_is_used_by_those_who_allow_spot() -> None:
+    document = yaml.safe_load((EXAMPLES / "gpupool.yaml").read_text())
+    pool = Pool(document["metadata"]["name"], GPUPoolSpec.from_json(document["spec"]))
+    assert values.plan(values.spec(resources={"spot": True}), pool, *chart_pools()).plan.pool == "l4-spot"
+    assert values.plan(values.spec(), pool, *chart_pools()).plan.pool == "l4"
