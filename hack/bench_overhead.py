@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,10 +24,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-overhead")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    with stand() as running, tempfile.TemporaryDirectory() as folder:
+    with stand() as running:
         running.tenant(NAMESPACE)
         client = running.s3_client(NAMESPACE)
-        upload_folder(client, tiny_model(Path(folder) / "tiny", "llama"), NAMESPACE, "models/tiny")
+        upload_folder(client, tiny_model("llama"), NAMESPACE, "models/tiny")
         records = [{"question": f"What is {n} plus one?", "answer": f"It is {n + 1}."} for n in range(40)]
         client.put_object(
             Bucket=NAMESPACE,

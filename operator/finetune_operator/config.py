@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
@@ -52,16 +50,10 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _setting(parse: Callable[[str], Any], default: Any = MISSING, factory: Callable[[], Any] | None = None) -> Any:
-    if factory is not None:
-        return field(default_factory=factory, metadata={"parse": parse})
+def _setting(parse: Callable[[str], Any], default: Any = MISSING) -> Any:
     if default is MISSING:
         return field(metadata={"parse": parse})
     return field(default=default, metadata={"parse": parse})
-
-
-def _identity() -> str:
-    return f"{socket.gethostname()}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +73,8 @@ class Config:
     namespace: str = _setting(str, "finetune-system")
     watch_namespaces: tuple[str, ...] = _setting(_names, ())
     """Empty means all."""
-    identity: str = _setting(str, factory=_identity)
+    identity: str = _setting(str)
+    """Names this process in the Lease; no two processes may share it."""
 
     lease_name: str = _setting(str, "finetune-operator")
     lease_duration_seconds: float = _setting(_seconds, 15.0)
@@ -136,20 +129,23 @@ class Config:
         )
 
 
-def parse_config(environ: Mapping[str, str]) -> Config:
-    """The settings in environ; raises ConfigError for a missing, unknown or malformed one. Empty counts as absent."""
+def parse_config(environ: Mapping[str, str], *, identity: str) -> Config:
+    """The settings in environ; raises ConfigError for a missing, unknown or malformed one. Empty counts as absent.
+
+    `identity` is taken where environ has none.
+    """
     known = {PREFIX + item.name.upper(): item for item in fields(Config)}
     given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text != ""}
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"identity": identity}
     for name, item in known.items():
         if name in given:
             try:
                 values[item.name] = item.metadata["parse"](given[name])
             except ValueError as error:
                 raise ConfigError(f"{name}={given[name]!r}: {error}") from error
-        elif item.default is MISSING and item.default_factory is MISSING:
+        elif item.default is MISSING and item.name not in values:
             raise ConfigError(f"{name} is missing")
     return Config(**values)

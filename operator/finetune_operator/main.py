@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
+import socket
 import sys
 from collections.abc import Coroutine, Mapping
 from typing import Any
@@ -32,7 +34,7 @@ SECONDS_TO_STOP = 5.0
 def main(environ: Mapping[str, str] = os.environ) -> int:
     """Runs until asked to stop; the exit status is 0 then, 1 where something broke, 2 for wrong settings."""
     try:
-        config = parse_config(environ)
+        config = parse_config(environ, identity=f"{socket.gethostname()}-{secrets.token_hex(4)}")
     except ConfigError as error:
         sys.stderr.write(f"finetune_operator: {error}\n")
         return WRONG_SETTINGS

@@ -37,6 +37,10 @@ class Refused(RuntimeError):
         return [field for field, _ in self.causes]
 
 
+class NotFound(Refused):
+    """There is no such object."""
+
+
 class Api:
     """Plain requests as the user of a kubeconfig.
 
@@ -51,17 +55,15 @@ class Api:
         self._host = settings.host
 
     def get(self, plural: str, namespace: str | None, name: str) -> Object:
-        """The object; raises Refused(404) when there is none."""
+        """The object; raises NotFound when there is none."""
         return self._call("GET", _path(plural, namespace, name))
 
     def find(self, plural: str, namespace: str | None, name: str) -> Object | None:
         """The object, or None."""
         try:
             return self.get(plural, namespace, name)
-        except Refused as error:
-            if error.status == 404:
-                return None
-            raise
+        except NotFound:
+            return None
 
     def list(self, plural: str, namespace: str | None = None, labels: str = "") -> list[Object]:
         """All objects, of one namespace or of all."""
@@ -99,7 +101,7 @@ class Api:
         return self._call("PATCH", path, body=body, content="application/apply-patch+yaml", query=query)
 
     def delete(self, plural: str, namespace: str | None, name: str, propagation: str = "Background") -> None:
-        """Asks for deletion; raises Refused(404) when there is nothing."""
+        """Asks for deletion; raises NotFound when there is nothing."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         self._call("DELETE", _path(plural, namespace, name), body=body)
 
@@ -122,7 +124,7 @@ class Api:
         response = self._send(method, path, body=body, content=content, query=query)
         answer: Object = json.loads(response.read())
         if response.status >= 300:
-            raise Refused(response.status, answer)
+            raise (NotFound if response.status == 404 else Refused)(response.status, answer)
         return answer
 
     def _send(self, method: str, path: str, *, body: Any = None, content: str = "application/json",

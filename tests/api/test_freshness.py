@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from finetune_api import naming
 from finetune_api.documents import ProgressDocument, Stage
 from tests.api import objects
 from tests.api.operator_process import OperatorProcess
 from tests.api.rest import Api
-from tests.api.tenant import Tenant
+from tests.api.tenant import Tenant, passed, until
+from tests.cluster.kwok import ANNOTATIONS
 from tests.cluster.local import LocalCluster
 
 JOBS = 100
@@ -39,31 +40,36 @@ def wide(cluster: LocalCluster, api: Api) -> Iterator[str]:
 def test_progress_of_a_hundred_jobs_is_at_most_fifteen_seconds_old(
         operator: OperatorProcess, tenant: Tenant, wide: str) -> None:
     operator.stop()
-    operator.start(PROGRESS_INTERVAL_SECONDS="10", WORKERS="16")
-    names = [f"faq-{number}" for number in range(JOBS)]
-    resources = {"pool": wide, "gpus": 1}
-    with ThreadPoolExecutor(8) as threads:
-        pods = list(threads.map(lambda name: start(tenant, name, resources), names))
+    operator.start(PROGRESS_INTERVAL_SECONDS="10")
+    for number in range(JOBS):
+        tenant.apply(f"faq-{number}", resources={"pool": wide, "gpus": 1})
+    addresses = until(lambda: addresses_of_trainers(tenant), lambda found: len(found) == JOBS, 240)
     began = time.monotonic()
 
     def now() -> ProgressDocument:
         step = int((time.monotonic() - began) * 10)
         return ProgressDocument(attempt=1, stage=Stage.TRAINING, step=step, total_steps=100_000, loss=1.0)
 
-    for pod in pods:
-        tenant.trainers.says(pod["status"]["podIP"], now)
+    for address in addresses:
+        tenant.trainers.says(address, now)
     oldest = []
-    while (passed := time.monotonic() - began) < WATCHED_SECONDS:
-        shown = {job["metadata"]["name"]: job["status"].get("progress", {}).get("step", 0)
-                 for job in tenant.api.list("finetunejobs", tenant.namespace)}
-        assert len(shown) == JOBS
-        oldest.append((time.monotonic() - began) - min(shown.values()) / 10)
+    while (watched := time.monotonic() - began) < WATCHED_SECONDS:
+        steps = [job["status"].get("progress", {}).get("step", 0)
+                 for job in tenant.api.list("finetunejobs", tenant.namespace)]
+        assert len(steps) == JOBS
+        oldest.append(time.monotonic() - began - min(steps) / 10)
         time.sleep(0.5)
-    print(f"\nprogress of {JOBS} running jobs: at most {max(oldest):.1f} s old over {passed:.0f} s (goal 15 s)")
+    print(f"\nprogress of {JOBS} running jobs: at most {max(oldest):.1f} s old over {watched:.0f} s (goal 15 s)")
     assert max(oldest) <= BOUND_SECONDS
 
 
-def start(tenant: Tenant, name: str, resources: dict[str, object]) -> dict[str, object]:
-    tenant.apply(name, resources=resources)
-    tenant.preflight(name, seconds=180)
-    return tenant.running(name, seconds=180)[0]
+def addresses_of_trainers(tenant: Tenant) -> list[str]:
+    """Addresses of the trainers that run by now; preflights that run are ended well."""
+    pods = [pod for pod in tenant.api.list("pods", tenant.namespace) if pod["status"].get("phase") == "Running"]
+    by_role = {role: [pod for pod in pods if pod["metadata"]["labels"][naming.LABEL_ROLE] == role]
+               for role in (naming.ROLE_PREFLIGHT, naming.ROLE_TRAINER)}
+    for pod in by_role[naming.ROLE_PREFLIGHT]:
+        if ANNOTATIONS + "exit-code" not in pod["metadata"]["annotations"]:
+            spec = tenant.get(pod["metadata"]["labels"][naming.LABEL_JOB])["spec"]
+            tenant.end(pod, passed(spec).model_dump_json(by_alias=True, exclude_none=True))
+    return [pod["status"]["podIP"] for pod in by_role[naming.ROLE_TRAINER]]

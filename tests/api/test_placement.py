@@ -70,7 +70,7 @@ def test_no_fit_ends_the_job_with_what_every_pool_lacks(tenant: Tenant, pools: t
 
 
 def test_a_pinned_pool_never_falls_back(tenant: Tenant, pools: tuple[str, ...]) -> None:
-    tenant.apply("faq", tuning={"type": "LoRA"}, resources={"pool": "l4"})
+    tenant.apply("faq", tuning={"type": "LoRA"}, resources={"pool": "l4", "gpus": 1})
     tenant.preflight("faq", parameters=70 * BILLION)
     failure = assert_no_pool_fits(tenant, pools)
     assert failure["field"] == "spec.resources.pool"

@@ -9,6 +9,7 @@ import base64
 import datetime
 import ipaddress
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class Authority:
         usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
         certificate = (
             _builder(name, name, key)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(usage, critical=True)
             .sign(key, hashes.SHA256())
@@ -88,6 +90,8 @@ class Authority:
         purposes = [ExtendedKeyUsageOID.CLIENT_AUTH] + ([ExtendedKeyUsageOID.SERVER_AUTH] if hosts else [])
         builder = (
             _builder(subject, self._certificate.subject, key)
+            # Python 3.13 refuses a server whose certificate does not name its authority's key.
+            .add_extension(_key_of(self._certificate), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         )
@@ -120,6 +124,11 @@ def write_kubeconfig(path: Path, server: str, authority: Authority, client: Pair
     # JSON is YAML, and needs no YAML library.
     _write_private(path, json.dumps(content, indent=1).encode())
     return path
+
+
+def _key_of(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
@@ -167,6 +176,10 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write_private(path: Path, content: bytes) -> None:
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_bytes(content)
+    if path.exists() and path.read_bytes() == content:
+        return
+    # Another process may read the old file at this moment.
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.touch(mode=0o600)
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -11,12 +12,11 @@ import time
 from pathlib import Path
 
 from tests.cluster.network import Network, unmount_below
-from tests.cluster.paths import cache_root
+from tests.cluster.paths import cache_root, write_if_changed
 from tests.cluster.processes import Component, ProcessTable
 
 NAME = "containerd"
 NAMESPACE = "k8s.io"
-CGROUP = "finetune-test"
 # Path limit of a unix socket, less the suffix that containerd adds.
 SOCKET_PATH_LIMIT = 100
 
@@ -33,6 +33,7 @@ class ContainerRuntime:
         self.root = cache_root() / "containerd"
         self.state = folder / "containerd"
         self.socket = folder / "containerd.sock"
+        self.cgroup = cgroup_name(folder)
 
     def component(self, network: Network, pause_image: str) -> Component:
         """Writes the configuration and returns the process."""
@@ -43,7 +44,7 @@ class ContainerRuntime:
             raise ContainerRuntimeError(f"path too long for a socket: {self.socket}; set a shorter FINETUNE_CACHE")
         self.root.mkdir(parents=True, exist_ok=True)
         path = self.folder / "containerd.toml"
-        path.write_text(self._configuration(network, pause_image))
+        write_if_changed(path, self._configuration(network, pause_image))
         return Component(NAME, [shutil.which("containerd") or NAME, "--config", str(path)])
 
     def ready(self) -> bool:
@@ -66,10 +67,10 @@ class ContainerRuntime:
 
     def clean(self, table: ProcessTable) -> None:
         """No process in our control group, no shim, no mount and no control group is left, whatever the state was."""
-        kill_cgroup()
+        kill_cgroup(self.cgroup)
         table.stop_strays()
         unmount_below(self.folder)
-        remove_cgroup()
+        remove_cgroup(self.cgroup)
 
     def _ctr(self, *arguments: str, check: bool) -> subprocess.CompletedProcess[str]:
         command = ["ctr", "--address", str(self.socket), "--namespace", NAMESPACE, *arguments]
@@ -113,55 +114,61 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
 """
 
 
-def cgroup_folders() -> list[Path]:
-    """Our control group in every mounted hierarchy (several with cgroup v1, one with v2), whether it exists or not."""
+def cgroup_name(folder: Path) -> str:
+    """The control group of the cluster in this state folder: every container in it is provably ours."""
+    return f"finetune-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def cgroup_folders(name: str) -> list[Path]:
+    """The control group in every mounted hierarchy (several with cgroup v1, one with v2), existing or not."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[fields.index("-") + 1] in ("cgroup", "cgroup2"):
-            found.append(Path(fields[4]) / CGROUP)
+            found.append(Path(fields[4]) / name)
     return found
 
 
-def make_cgroup() -> None:
-    """Our control group exists with all controllers, so that every container is provably ours by its path."""
-    for folder in cgroup_folders():
+def make_cgroup(name: str) -> None:
+    """The control group exists with all controllers."""
+    for folder in cgroup_folders(name):
         folder.mkdir(exist_ok=True)
         parent = folder.parent
         # A new v1 cpuset is empty and accepts no process until it is filled.
-        for name in ("cpuset.mems", "cpuset.cpus"):
-            if (folder / name).exists() and not (folder / name).read_text().strip() and (parent / name).exists():
-                (folder / name).write_text((parent / name).read_text())
+        for setting in ("cpuset.mems", "cpuset.cpus"):
+            own, above = folder / setting, parent / setting
+            if own.exists() and not own.read_text().strip() and above.exists():
+                own.write_text(above.read_text())
         controllers = parent / "cgroup.controllers"
         if controllers.exists() and controllers.read_text().strip():
-            wanted = " ".join(f"+{name}" for name in controllers.read_text().split())
+            wanted = " ".join(f"+{controller}" for controller in controllers.read_text().split())
             (parent / "cgroup.subtree_control").write_text(wanted)
 
 
-def kill_cgroup(timeout_seconds: float = 10.0) -> None:
-    """No process is left in our control group."""
+def kill_cgroup(name: str, timeout_seconds: float = 10.0) -> None:
+    """No process is left in the control group."""
     deadline = time.monotonic() + timeout_seconds
-    while pids := _cgroup_pids():
+    while pids := _cgroup_pids(name):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise ContainerRuntimeError(f"processes {sorted(pids)} in control group {CGROUP} survive SIGKILL")
+            raise ContainerRuntimeError(f"processes {sorted(pids)} in control group {name} survive SIGKILL")
         time.sleep(0.1)
 
 
-def remove_cgroup() -> None:
-    """Our control group is gone from every hierarchy."""
-    for folder in cgroup_folders():
+def remove_cgroup(name: str) -> None:
+    """The control group is gone from every hierarchy."""
+    for folder in cgroup_folders(name):
         if folder.exists():
             for below in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
                 below.rmdir()
             folder.rmdir()
 
 
-def _cgroup_pids() -> set[int]:
+def _cgroup_pids(name: str) -> set[int]:
     pids: set[int] = set()
-    for folder in cgroup_folders():
+    for folder in cgroup_folders(name):
         for procs in folder.rglob("cgroup.procs") if folder.exists() else ():
             try:
                 pids.update(int(line) for line in procs.read_text().split())

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.certs import Authority, Pair, write_kubeconfig
+from tests.cluster.network import SERVICE_CIDR
+from tests.cluster.paths import write_if_changed
 from tests.cluster.processes import Component, ProcessTable, free_port, port_is_free
 
 LOOPBACK = "127.0.0.1"
-SERVICE_CIDR = "10.96.0.0/16"
 API_SERVICE_IP = "10.96.0.1"
 CLUSTER_DOMAIN = "cluster.local"
 ETCD, API_SERVER = "etcd", "kube-apiserver"
@@ -165,7 +166,7 @@ def choose_ports(path: Path, address: str, table: ProcessTable) -> dict[str, int
         keep = name in known and (table.pid(owner) is not None or port_is_free(known[name], where))
         chosen[name] = known[name] if keep else free_port(where)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(chosen))
+    write_if_changed(path, json.dumps(chosen))
     return chosen
 
 

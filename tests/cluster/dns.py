@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.controlplane import API_SERVICE_IP, CLUSTER_DOMAIN
+from tests.cluster.paths import write_if_changed
 from tests.cluster.processes import Component
 
 NAME = "coredns"
@@ -24,7 +25,8 @@ _RULES = [
 def component(binary: Path, folder: Path, address: str, kubeconfig: Path) -> Component:
     """CoreDNS for the cluster's own names only: names outside the cluster are refused at once, never looked up."""
     corefile = folder / "Corefile"
-    corefile.write_text(
+    write_if_changed(
+        corefile,
         f"""\
 . {{
     bind {address}
@@ -35,7 +37,7 @@ def component(binary: Path, folder: Path, address: str, kubeconfig: Path) -> Com
         ttl 2
     }}
 }}
-"""
+""",
     )
     return Component(NAME, [str(binary), f"-conf={corefile}", "-dns.port=53"])
 

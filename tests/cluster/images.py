@@ -28,7 +28,7 @@ PREFIX = "localhost/"
 PAUSE_TAG = PREFIX + "finetune-pause:1"
 HOST_CERTIFICATES = Path("/etc/ssl/certs")
 CERTIFICATE_BUNDLE = HOST_CERTIFICATES / "ca-certificates.crt"
-KEPT_PER_NAME = 2
+KEPT_PER_NAME = 1
 # Otherwise every builder call leaves a mount of the store behind.
 STORAGE_OPTION = "overlay.skip_mount_home=true"
 _IGNORED = {"__pycache__", ".git", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
@@ -179,7 +179,6 @@ def _build(dockerfile: Path, context: Path, tag: str, options: Sequence[str]) ->
     log = cache_root() / "logs" / f"build-{tag.removeprefix(PREFIX).split(':')[0]}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    tools.say(f"build image {tag}: started (log {log})")
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         tools.wait_visibly(process, f"build image {tag}", started)
@@ -199,7 +198,7 @@ def _host_mounts() -> list[str]:
 
 
 def _remove_older(name: str, newest: str) -> None:
-    """Keeps the newest few images of a name; an old layer of several GB would otherwise stay for ever."""
+    """Keeps only the newest image of a name: an old layer of several GB would otherwise stay for ever."""
     if docker_answers():
         return
     listed = json.loads(run(buildah("images", "--json")) or "[]") or []

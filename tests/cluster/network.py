@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -13,6 +13,7 @@ NAME = "finetune-pods"
 CNI_NOTES = Path("/var/lib/cni/results")
 ADDRESS = "10.244.0.1"
 POD_CIDR = "10.244.0.0/24"
+SERVICE_CIDR = "10.96.0.0/16"
 CNI_PLUGINS = ("bridge", "host-local", "portmap", "loopback")
 CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
 # Traffic from a pod to a Service address is routed by the host; replies between pods of one bridge must meet the
@@ -47,12 +48,14 @@ class Network:
         """The bridge is up with its address and the CNI configuration is written; no change when that is so already."""
         self.cni_configuration.mkdir(parents=True, exist_ok=True)
         self._set_sysctls()
-        if not _exists(BRIDGE):
+        if not bridge_exists():
             _run("ip", "link", "add", BRIDGE, "type", "bridge")
         if ADDRESS not in _run("ip", "-4", "-o", "address", "show", "dev", BRIDGE):
             _run("ip", "address", "add", f"{ADDRESS}/{POD_CIDR.split('/')[1]}", "dev", BRIDGE)
         # A bridge without ports has no carrier, and an address without carrier cannot be bound by some servers.
         _run("ip", "link", "set", BRIDGE, "up")
+        # Without a route the host cannot even begin to send to a Service, and many offline machines have no default one.
+        _run("ip", "route", "replace", SERVICE_CIDR, "dev", BRIDGE)
         (self.cni_configuration / "10-pods.conflist").write_text(json.dumps(self._cni(), indent=1))
 
     def clean(self) -> None:
@@ -60,7 +63,7 @@ class Network:
         for family, table in PROXY_TABLES:
             if shutil.which("nft"):
                 subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
-        if shutil.which("ip") and _exists(BRIDGE):
+        if shutil.which("ip") and bridge_exists():
             _run("ip", "link", "delete", BRIDGE)
         # The CNI library keeps a note per pod, which stays when a pod ends without its network plugin being asked.
         for note in CNI_NOTES.glob(f"{NAME}-*"):
@@ -108,8 +111,9 @@ def unmount_below(folder: Path) -> None:
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
 
 
-def _exists(interface: str) -> bool:
-    return os.path.exists(f"/sys/class/net/{interface}")
+def bridge_exists() -> bool:
+    """Whether a full cluster's bridge is on this machine."""
+    return BRIDGE in {name for _, name in socket.if_nameindex()}
 
 
 def _run(*command: str) -> str:

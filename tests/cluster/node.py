@@ -15,6 +15,7 @@ from tests.cluster.container_runtime import ContainerRuntime
 from tests.cluster.controlplane import CLUSTER_DOMAIN, ControlPlane
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.network import Network, NetworkError
+from tests.cluster.paths import write_if_changed
 from tests.cluster.processes import Component, ProcessError, ProcessTable, http_ok
 
 NODE_NAME = "node-0"
@@ -22,7 +23,12 @@ KUBELET, PROXY = "kubelet", "kube-proxy"
 KUBELET_HEALTH, PROXY_HEALTH, PROXY_METRICS = 10248, 10256, 10249
 CONTAINER_LOG_LINKS = Path("/var/log/containers")
 # The kubelet, the CNI library and the shims write here whatever their flags say.
-FIXED_FOLDERS = (CONTAINER_LOG_LINKS, Path("/var/lib/kubelet"), Path("/var/lib/cni"), Path("/run/containerd"))
+FIXED_FOLDERS = (
+    CONTAINER_LOG_LINKS,
+    *(Path("/var/lib/kubelet"), Path("/var/lib/kubelet/device-plugins")),
+    *(Path("/var/lib/cni"), Path("/var/lib/cni/results")),
+    *(Path("/run/containerd"), Path("/run/containerd/s")),
+)
 READY_SECONDS = 90.0
 
 
@@ -44,7 +50,7 @@ class Node:
             raise NetworkError("the full profile needs root (bridge, containers); the control-plane profile does not")
         self._note_fixed_folders()
         self.network.prepare()
-        container_runtime.make_cgroup()
+        container_runtime.make_cgroup(self.runtime.cgroup)
 
     def components(self, plane: ControlPlane, binary: Callable[[str], Path]) -> dict[str, Component]:
         """The node's processes, in the order in which they start."""
@@ -121,7 +127,7 @@ class Node:
     def _kubelet(self, plane: ControlPlane, binary: Path) -> Component:
         serving = plane.authority.server("kubelet-serving", [self.address, NODE_NAME])
         resolv = self.folder / "resolv.conf"
-        resolv.write_text("# pods with dnsPolicy Default see no outer DNS\n")
+        write_if_changed(resolv, "# pods with dnsPolicy Default see no outer DNS\n")
         configuration = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -134,7 +140,7 @@ class Node:
             "authorization": {"mode": "Webhook"},
             **{"tlsCertFile": str(serving.certificate), "tlsPrivateKeyFile": str(serving.key)},
             **{"clusterDNS": [dns.SERVICE_IP], "clusterDomain": CLUSTER_DOMAIN, "resolvConf": str(resolv)},
-            **{"cgroupDriver": "cgroupfs", "cgroupRoot": f"/{container_runtime.CGROUP}"},
+            **{"cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self.runtime.cgroup}"},
             **{"failCgroupV1": False, "failSwapOn": False},
             "containerRuntimeEndpoint": f"unix://{self.runtime.socket}",
             # It would write rules for iptables into tables that are not ours.
@@ -145,7 +151,7 @@ class Node:
             **{"podLogsDir": str(self.folder / "pod-logs"), "volumePluginDir": str(self.folder / "volume-plugins")},
         }
         path = self.folder / "kubelet.json"
-        path.write_text(json.dumps(configuration, indent=1))
+        write_if_changed(path, json.dumps(configuration, indent=1))
         argv = [
             str(binary),
             *(f"--config={path}", f"--root-dir={self.folder / 'kubelet'}", f"--cert-dir={self.folder / 'run'}"),
@@ -168,5 +174,5 @@ class Node:
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
         path = self.folder / "kube-proxy.json"
-        path.write_text(json.dumps(configuration, indent=1))
+        write_if_changed(path, json.dumps(configuration, indent=1))
         return Component(PROXY, [str(binary), f"--config={path}"])

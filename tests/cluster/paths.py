@@ -22,6 +22,12 @@ def cache_root() -> Path:
     return root.resolve()
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    """The file holds the text; an equal file is not touched, since kube-proxy ends when its own is written."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def state_dir(profile: str) -> Path:
     """State of one cluster profile: pids, logs, certificates, kubeconfig, etcd data."""
     return cache_root() / "cluster" / profile

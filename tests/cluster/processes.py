@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from pathlib import Path
 MARK = "FINETUNE_TEST_CLUSTER"
 # How long a restarted process waits for its old port, which a fault test leaves in TIME_WAIT for a moment.
 PORT_WAIT_SECONDS = 5.0
+SERVER_PORTS = range(20000, 32768)
 
 
 class ProcessError(RuntimeError):
@@ -215,11 +217,15 @@ def boot_id() -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port that was free a moment ago on the address."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that was free a moment ago on the address, outside the range that outgoing connections draw from.
+
+    So nothing takes the port while a fault test keeps its server stopped.
+    """
+    for port in random.sample(SERVER_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
+    raise ProcessError(f"no free port on {address} among 100 tried")
 
 
 def port_is_free(port: int, address: str = "127.0.0.1") -> bool:

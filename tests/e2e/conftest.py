@@ -36,9 +36,9 @@ def running() -> Iterator[Stand]:
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_llama() -> Path:
     """A two-layer Llama with a tokenizer, as a folder."""
-    return tiny_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+    return tiny_model("llama")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):  # noqa: ANN202 (a config of any family)
+def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):
     from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
     shared = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec, Hyperparameters, ObjectiveType, Resources, Task, TuningType
-from finetune_api.planner import memory, settings
+from finetune_api.job import FineTuneJobSpec, Hyperparameters, ObjectiveType, Precision, Resources, Task, TuningType
+from finetune_api.planner import memory, settings, support
 from finetune_api.planner.references import References, spec_digest
-from finetune_api.planner.support import unsupported
 from finetune_api.pool import GPUPoolSpec
 from finetune_api.runfile import (
     RunDataset,
@@ -77,7 +76,7 @@ def make_plan(
     Raises FinetuneError: UnsupportedField, InvalidSpec (settings that contradict each other), NoPoolFits (the message
     lists every pool and what it lacks).
     """
-    refused = unsupported(spec)
+    refused = support.unsupported(spec)
     if refused:
         raise FinetuneError(
             "; ".join(item.message for item in refused), failure_class="UnsupportedField", field=refused[0].field
@@ -151,7 +150,12 @@ def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, 
 def _gangs(spec: FineTuneJobSpec, pool: Pool, resources: Resources) -> Iterator[tuple[int, int]]:
     hp = spec.hyperparameters or Hyperparameters()
     counts = (resources.gpus,) if resources.gpus else (1, 2, 4, 8)
-    may_shard = spec.tuning.type != TuningType.QLORA and (resources.nodes or 1) == 1
+    may_shard = (
+        spec.tuning.type != TuningType.QLORA
+        and (resources.nodes or 1) == 1
+        and hp.optimizer in (None, *support.ZERO_OPTIMIZERS)
+        and not (pool.on_cpu and hp.precision == Precision.FP16)
+    )
     for gpus in counts:
         if gpus > pool.spec.gpus_per_node and not resources.gpus:
             return
@@ -168,7 +172,13 @@ def _batch(
     spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, gpus: int, nodes: int, zero_stage: int
 ) -> _Fit | str:
     ledger = settings.Ledger()
-    optimization = settings.optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu)
+    optimization = settings.optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
+    if zero_stage and pool.on_cpu and optimization.precision == Precision.FP16:
+        raise FinetuneError(
+            "hyperparameters.precision: FP16 with zeroStage above 0 needs a GPU; choose BF16 or FP32 on a CPU pool",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.precision",
+        )
     length = settings.sequence_length(spec, data, model.max_positions, ledger)
     if model.max_positions is not None and length > model.max_positions:
         raise FinetuneError(
@@ -241,10 +251,12 @@ def _write(
     trainer_image: str,
 ) -> Planned:
     ledger = settings.Ledger(list(fit.settings))
-    optimization = settings.optimization(spec, model.parameters, settings.Ledger(), on_cpu=fit.pool.on_cpu)
+    optimization = settings.optimization(
+        spec, model.parameters, settings.Ledger(), on_cpu=fit.pool.on_cpu, zero_stage=fit.zero_stage
+    )
     world = fit.gpus * fit.nodes
     fraction = settings.validation_fraction(spec, data.rows, ledger)
-    train_rows = data.rows - (math.floor(data.rows * fraction) if fraction else 0)
+    train_rows = data.rows - (settings.held_out_rows(data.rows, fraction) if fraction else 0)
     hp = spec.hyperparameters or Hyperparameters()
     ledger.pick(
         "hyperparameters.globalBatchSize",

@@ -106,11 +106,13 @@ class Optimization:
     gradient_checkpointing: bool
 
 
-def optimization(spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_cpu: bool) -> Optimization:
+def optimization(
+    spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_cpu: bool, zero_stage: int
+) -> Optimization:
     """How to optimise a model of that many parameters."""
     hp = spec.hyperparameters or Hyperparameters()
     full = spec.tuning.type == TuningType.FULL
-    qlora = spec.tuning.type == TuningType.QLORA
+    paged = spec.tuning.type == TuningType.QLORA and zero_stage == 0
     path = "hyperparameters"
     return Optimization(
         learning_rate=ledger.pick(
@@ -130,8 +132,8 @@ def optimization(spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_c
         optimizer=ledger.pick(
             f"{path}.optimizer",
             hp.optimizer,
-            Optimizer.PAGED_ADAMW_8BIT if qlora else Optimizer.ADAMW,
-            "as in the QLoRA paper" if qlora else "the usual choice",
+            Optimizer.PAGED_ADAMW_8BIT if paged else Optimizer.ADAMW,
+            "as in the QLoRA paper" if paged else "the usual choice",
         ),
         precision=ledger.pick(
             f"{path}.precision",
@@ -200,6 +202,14 @@ def validation_fraction(spec: FineTuneJobSpec, rows: int, ledger: Ledger) -> flo
         0.1,
         "a tenth is held out to measure the result",
     )
+
+
+def held_out_rows(rows: int, fraction: float) -> int:
+    """How many of rows the trainer's split holds out: the rounded share, at least 1, and never all.
+
+    Equal records stay on one side of the split, so a few more may be held out.
+    """
+    return min(max(round(rows * fraction), 1), rows - 1)
 
 
 def evaluation(spec: FineTuneJobSpec, total_steps: int, has_validation: bool, ledger: Ledger) -> RunEvaluation:

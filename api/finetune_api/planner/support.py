@@ -8,10 +8,12 @@ from typing import Any
 
 from finetune_api.base import Document
 from finetune_api.job import (
+    Attention,
     DataFormat,
     FineTuneJobSpec,
     LoraVariant,
     ObjectiveType,
+    Optimizer,
     QuantizationType,
     Source,
     Task,
@@ -21,6 +23,7 @@ from finetune_api.job import (
 # Fields with some values that work. docs/supported.md is generated from this table and the next.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "model.task": (Task.CAUSAL_LM,),
+    "model.attention": (Attention.EAGER, Attention.SDPA),
     "dataset.format": (
         DataFormat.TEXT,
         DataFormat.PROMPT_COMPLETION,
@@ -52,6 +55,9 @@ NOT_YET = (
     "checkpoint.keepBest",
     "queueName",
 )
+
+# DeepSpeed shards the state of these.
+ZERO_OPTIMIZERS = (Optimizer.ADAMW,)
 
 _ORDER = [field.alias for field in FineTuneJobSpec.model_fields.values()]
 
@@ -124,5 +130,9 @@ def _combinations(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
         yield path, f"{path} above 0 is not supported yet on more than one node; set resources.nodes: 1"
     if zero == 3 and spec.tuning.type == TuningType.QLORA:
         yield path, f"{path}: 3 cannot shard 4-bit weights; choose 0 or 2, or tuning.type: LoRA"
+    optimizer = _value(spec, "hyperparameters.optimizer")
+    if zero and optimizer not in (None, *ZERO_OPTIMIZERS):
+        path = "hyperparameters.optimizer"
+        yield path, f"{path}: {optimizer} does not work with zeroStage above 0; choose {' or '.join(ZERO_OPTIMIZERS)}"
     if spec.output.merge_adapter and spec.tuning.type == TuningType.FULL:
         yield "output.mergeAdapter", "output.mergeAdapter belongs to LoRA and QLoRA; remove it"

@@ -129,8 +129,8 @@ def _from_state(state: State, reason: str, message: str) -> dict[ConditionType, 
         ),
     }
     if ended:
-        found[ConditionType.TRAINING] = Mark(FALSE, cause, told)
-        found[ConditionType.QUEUED] = Mark(FALSE, cause, told)
+        for kind in (ConditionType.QUEUED, ConditionType.SCHEDULED, ConditionType.TRAINING):
+            found[kind] = Mark(FALSE, cause, told)
     return found
 
 

@@ -98,7 +98,7 @@ def attempt_children(attempt: AttemptInput, owner: ChildJob, config: Config) -> 
 def _pod(attempt: AttemptInput, config: Config) -> Manifest:
     pool = attempt.pool.spec
     grace = pool.termination_grace_period_seconds
-    volume_list, mounts = volumes(attempt.references, attempt.name, read_only=False)
+    volume_list, mounts = volumes(attempt.references, attempt.name)
     scratch = _mebi(pool.per_gpu.ephemeral_storage_gib * attempt.plan.gpus_per_node)
     command = [
         "python",

@@ -111,10 +111,10 @@ def environment(config: Config, references: References) -> list[Manifest]:
     return found
 
 
-def volumes(references: References, config_map: str, *, read_only: bool) -> tuple[list[Manifest], list[Manifest]]:
+def volumes(references: References, config_map: str) -> tuple[list[Manifest], list[Manifest]]:
     """(volumes, mounts) of the run or preflight file, the CA certificates and the claims.
 
-    read_only: mount every claim for reading, even one that the run writes to.
+    A claim is mounted for writing where the output is on it: preflight tries that too.
     """
     found: list[Manifest] = [{"name": "run", "configMap": {"name": config_map}}]
     mounts: list[Manifest] = [{"name": "run", "mountPath": RUN_FILE_FOLDER, "readOnly": True}]
@@ -122,7 +122,6 @@ def volumes(references: References, config_map: str, *, read_only: bool) -> tupl
         found.append({"name": f"ca-{index}", "configMap": {"name": name}})
         mounts.append({"name": f"ca-{index}", "mountPath": f"{naming.CA_PATH}/{name}", "readOnly": True})
     for index, (claim, writes) in enumerate(sorted(references.claims.items())):
-        locked = read_only or not writes
-        found.append({"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": locked}})
-        mounts.append({"name": f"claim-{index}", "mountPath": f"{naming.CLAIMS_PATH}/{claim}", "readOnly": locked})
+        found.append({"name": f"claim-{index}", "persistentVolumeClaim": {"claimName": claim, "readOnly": not writes}})
+        mounts.append({"name": f"claim-{index}", "mountPath": f"{naming.CLAIMS_PATH}/{claim}", "readOnly": not writes})
     return found, mounts

@@ -32,7 +32,7 @@ def preflight_job(job: JobView, spec: FineTuneJobSpec, references: References, c
     """The preflight Job of the job's generation, suspended."""
     name = naming.preflight_name(job.name, job.uid, job.generation)
     found = labels(job, naming.ROLE_PREFLIGHT, job.generation)
-    volume_list, mounts = volumes(references, name, read_only=True)
+    volume_list, mounts = volumes(references, name)
     pod = {
         **pod_spec(spec, config, references),
         "terminationGracePeriodSeconds": GRACE_SECONDS,

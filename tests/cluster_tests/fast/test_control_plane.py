@@ -80,7 +80,9 @@ def test_pod_security_refuses_what_a_restricted_namespace_forbids(cluster: Local
 
 def test_admission_policies_and_network_policies_are_served(cluster: LocalCluster) -> None:
     served = cluster.kubectl("api-resources", "-o", "name").split()
-    assert {"validatingadmissionpolicies.admissionregistration.k8s.io", "networkpolicies.networking.k8s.io"} <= set(served)
+    assert {"validatingadmissionpolicies.admissionregistration.k8s.io", "networkpolicies.networking.k8s.io"} <= set(
+        served
+    )
 
 
 def test_a_user_has_exactly_the_rights_given(cluster: LocalCluster) -> None:

@@ -69,7 +69,9 @@ def test_two_eight_gpu_pods_run_one_after_the_other(cluster: LocalCluster, names
     cluster.nodes.finish(namespace, name_of(first), message='{"artifact": "s3://a"}')
     wait(cluster, namespace, "second", phase("Running"))
     cluster.kubectl("wait", "-n", namespace, "job/first", "--for=condition=Complete", "--timeout=20s")
-    ended = wait(cluster, namespace, "first", phase("Succeeded"))["status"]["containerStatuses"][0]["state"]["terminated"]
+    ended = wait(cluster, namespace, "first", phase("Succeeded"))["status"]["containerStatuses"][0]["state"][
+        "terminated"
+    ]
     assert (ended["exitCode"], ended["message"]) == (0, '{"artifact": "s3://a"}')
 
 
@@ -84,7 +86,9 @@ def test_an_exit_code_fails_the_job(cluster: LocalCluster, namespace: str, node:
     assert (state["exitCode"], state["reason"]) == (137, "OOMKilled")
 
 
-def test_a_running_pod_has_an_address_that_a_test_can_serve_on(cluster: LocalCluster, namespace: str, node: str) -> None:
+def test_a_running_pod_has_an_address_that_a_test_can_serve_on(
+    cluster: LocalCluster, namespace: str, node: str
+) -> None:
     cluster.kubectl.apply(job("agent", node), namespace=namespace)
     pod = wait(cluster, namespace, "agent", phase("Running"))
     assert {"type": "Ready", "status": "True"}.items() <= _condition(pod, "Ready").items()

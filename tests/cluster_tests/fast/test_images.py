@@ -56,7 +56,11 @@ def test_a_changed_input_changes_the_tag(context: Path, name: str) -> None:
 
 
 def test_mode_arguments_and_target_count(context: Path) -> None:
-    tags = {digest(context), digest(context, BASE="other"), content_digest(context / "Dockerfile", context, {}, "build")}
+    tags = {
+        digest(context),
+        digest(context, BASE="other"),
+        content_digest(context / "Dockerfile", context, {}, "build"),
+    }
     (context / "src" / "a.py").chmod(0o755)
     tags.add(digest(context))
     assert len(tags) == 4

@@ -69,7 +69,9 @@ def test_a_process_without_a_record_is_found_by_its_mark(table: ProcessTable) ->
 
 
 def test_a_frozen_process_that_ignores_sigterm_is_stopped(table: ProcessTable) -> None:
-    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
+    )
     pid = table.start(Component("stubborn", [sys.executable, "-c", script]))
     table.wait_ready("stubborn", lambda: "up" in table.log_tail("stubborn"), 20)
     table.signal("stubborn", signal.SIGSTOP)
@@ -79,7 +81,7 @@ def test_a_frozen_process_that_ignores_sigterm_is_stopped(table: ProcessTable) -
 
 def test_a_component_that_ends_while_starting_is_reported_with_its_last_words(table: ProcessTable) -> None:
     table.start(Component("broken", ["sh", "-c", "echo no such flag; exit 3"]))
-    with pytest.raises(ProcessError, match="broken ended while starting(.|\n)*no such flag"):
+    with pytest.raises(ProcessError, match=r"broken ended while starting(.|\n)*no such flag"):
         table.wait_ready("broken", lambda: False, 20)
 
 
@@ -91,7 +93,9 @@ def test_a_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
         "import time; time.sleep(0.3)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
     assert (tmp_path / "pids" / "s.json").exists()
     deadline = time.monotonic() + 5
     while marked_pids(tmp_path) and time.monotonic() < deadline:

@@ -21,7 +21,7 @@ def test_a_tier_asks_only_for_what_it_needs() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ToolError, match="unknown tool or tier 'kubeadm'; known are: .*kube-apiserver"):
+    with pytest.raises(ToolError, match=r"unknown tool or tier 'kubeadm'; known are: .*kube-apiserver"):
         tools.expand(["kubeadm"])
 
 

@@ -11,6 +11,7 @@ import boto3
 import pytest
 
 from finetune_api.runfile import RunFile
+from finetune_trainer.agent.gang import free_port
 from tests.cluster.s3 import S3Server
 from tests.train.agent.runs import run_file
 from tests.train.agent.test_agent_serving import metrics_of
@@ -118,11 +119,12 @@ def test_two_nodes_restore_the_same_checkpoint_and_only_node_0_writes(make_agent
     first.wait_for_step(2)
     assert first.stop() == 100
     step = first.message.checkpoint_step
-    does = {"steps": step + 2, "load_seconds": 1.0}
-    node_0 = make_agent(run, attempt=1, does=does).start()
-    port = node_0.wait_for(lambda: (p := node_0.work / "state" / "port").exists() and p.read_text())
+    # Unlike a real worker, the stand-in of node 0 does not wait for node 1, so node 1 has to ask in time.
+    port, does = str(free_port()), {"steps": step + 2, "load_seconds": 5.0}
     node_1 = make_agent(run, attempt=1, node=1, does=does, arguments=("--master-progress-port", port),
                         environment={"FINETUNE_MASTER": "localhost"}).start()
+    node_1.wait_for_event("serving")
+    node_0 = make_agent(run, attempt=1, does=does, arguments=("--port", port)).start()
     assert (node_0.finish(), node_1.finish()) == (0, 0), node_1.out + node_1.err
     assert node_1.events("attempt joined")[0]["resumed_from_step"] == step
     assert (node_1.work / "resume" / "step.json").read_text() == (node_0.work / "resume" / "step.json").read_text()

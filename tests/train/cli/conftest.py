@@ -21,7 +21,7 @@ from tests.train.models import tiny_model
 
 ROOT = Path(__file__).parents[3]
 STAND_IN = ("--worker-module", "tests.train.agent.stand_in")
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 240
 
 
 @dataclass

@@ -53,6 +53,20 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(finetune, job, tmp_path) -> N
     again = finetune("run", "-f", str(path), "--work", "w", does={"steps": saved + 2})
     assert again.execute() == 0, again.out + again.err
     assert adapter(tmp_path / "out") == {"step": saved + 2, "resumedFrom": saved}
+    assert (tmp_path / "w" / "log").read_text().count("inputs fetched") == 1  # a large model is not downloaded again
+
+
+def test_changed_data_is_a_new_run_that_needs_a_new_output(finetune, job, tmp_path) -> None:
+    path = job()
+    assert finetune("run", "-f", str(path), "--work", "w", does={"steps": 2}).execute() == 0
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "What is 99 plus 1?", "completion": " 100"}\n')
+    again = finetune("run", "-f", str(path), "--work", "w", does={"steps": 2})
+    assert again.execute() == 71
+    assert "OutputInUse" in again.out
+    moved = finetune("run", "-f", str(path), "--work", "w", "--output-dir", "second", does={"steps": 2})
+    assert moved.execute() == 0
+    assert (tmp_path / "w" / "log").read_text().count("inputs fetched") == 2
 
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(finetune, job, tmp_path) -> None:

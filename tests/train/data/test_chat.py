@@ -77,7 +77,7 @@ def test_a_template_that_hides_an_answer_is_told() -> None:
 
 
 def test_a_broken_template_is_told_with_what_to_do() -> None:
-    with pytest.raises(FinetuneError, match="chat template is broken.*promptTemplate") as caught:
+    with pytest.raises(FinetuneError, match=r"chat template is broken.*promptTemplate") as caught:
         compile_template("{% for m in messages %}")
     assert caught.value.failure_class == "ModelUnsupported"
 

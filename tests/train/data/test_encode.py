@@ -74,7 +74,7 @@ def test_a_template_without_an_end_token_gets_one_that_is_learnt() -> None:
     tokenizer = make_tokenizer(chat_template=template)
     encoding = encode(make_encoder(tokenizer), *QUESTION)
     assert whole(tokenizer, encoding) == "user: What is the capital?\nassistant: Paris.</s>"
-    assert learnt(tokenizer, encoding) in (" Paris.</s>", "Paris.</s>")
+    assert learnt(tokenizer, encoding) == " Paris.</s>"  # the blank of the template is one token with the word
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])
@@ -109,9 +109,9 @@ def test_a_token_that_reaches_over_the_boundary_is_learnt_and_the_prompt_ends_be
 
 def test_white_space_at_the_edges_of_a_completion_is_placed_right_though_offsets_are_trimmed() -> None:
     tokenizer = make_tokenizer()
-    encoding = encode(make_encoder(tokenizer), Turn("prompt", "Q\n\n"), Turn("completion", "\n  a \n"))
-    assert learnt(tokenizer, encoding).removeprefix("\n\n") in ("\n  a \n</s>", "  a \n</s>")
-    assert whole(tokenizer, encoding) == "Q\n\n\n  a \n</s>"
+    encoding = encode(make_encoder(tokenizer), Turn("prompt", "Q: "), Turn("completion", "\n\n  a é  "))
+    assert whole(tokenizer, encoding) == "Q: \n\n  a é  </s>"
+    assert learnt(tokenizer, encoding) == "\n\n  a é  </s>"
     plain = encode(make_encoder(tokenizer), Turn("prompt", "Q: é"), Turn("completion", "é ü"))
     assert learnt(tokenizer, plain) == "é ü</s>"
 

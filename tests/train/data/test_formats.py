@@ -51,7 +51,7 @@ def test_own_column_names_are_mapped() -> None:
 
 
 def test_columns_that_fit_no_format_are_listed_with_what_is_known() -> None:
-    with pytest.raises(FinetuneError, match="columns source, target. Known are .*QuestionAnswer: question, answer") as e:
+    with pytest.raises(FinetuneError, match=r"columns source, target. Known are .*QuestionAnswer: question, answer") as e:
         convert({"source": "a", "target": "b"})
     assert (e.value.failure_class, e.value.field) == ("DataInvalid", "spec.dataset.columns")
 

@@ -9,19 +9,31 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from finetune_api.failures import TABLE
 from finetune_api.runfile import PreflightFile
 from finetune_api.status import Finding, Preflight
 from finetune_trainer.preflight import encode_preflight, exit_code
-from tests.train.preflight.conftest import Bucket
+from tests.train.preflight.conftest import ROWS, Bucket
+from tests.train.sources.hub_server import HubServer, Repository
+from tests.train.sources.making import model_files
 
 MakeFile = Callable[..., PreflightFile]
+# What the trainer image has and the light image has not.
+LIGHT = (
+    "import runpy, sys\n"
+    "for name in ('torch', 'transformers', 'numpy', 'safetensors', 'psutil', 'rich', 'prometheus_client', 'kopf'):\n"
+    "    sys.modules[name] = None\n"
+    "runpy.run_module('finetune_trainer.preflight', run_name='__main__', alter_sys=True)\n"
+)
 
 
 def run(tmp_path: Path, document: str, env: dict[str, str]) -> tuple[int, Preflight, list[dict[str, object]]]:
     (tmp_path / "preflight.json").write_text(document)
     done = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer.preflight", "--file", str(tmp_path / "preflight.json"),
+        [sys.executable, "-c", LIGHT, "--file", str(tmp_path / "preflight.json"),
          "--termination-log", str(tmp_path / "termination")],
         capture_output=True, text=True, timeout=60, check=False,
         env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]} | env,
@@ -31,9 +43,17 @@ def run(tmp_path: Path, document: str, env: dict[str, str]) -> tuple[int, Prefli
     return done.returncode, Preflight.model_validate_json(data), [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def test_a_good_job_exits_zero_with_its_facts(make_file: MakeFile, bucket: Bucket, tmp_path: Path) -> None:
-    code, result, log = run(tmp_path, make_file().model_dump_json(by_alias=True), bucket.env)
-    assert code == 0 and result.ok and result.data is not None and result.data.rows == 40
+def test_a_good_job_exits_zero_with_its_facts_in_the_light_image(
+    make_file: MakeFile, bucket: Bucket, tmp_path: Path
+) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "more.parquet")
+    more = bucket.put("more.parquet", (tmp_path / "more.parquet").read_bytes())
+    with HubServer() as hub:
+        hub.repositories["team/model"] = Repository(model_files())
+        file = make_file(model="hf://team/model", sources=[bucket.uri("train.jsonl"), more])
+        env = bucket.env | {"HF_ENDPOINT": hub.endpoint}
+        code, result, log = run(tmp_path, file.model_dump_json(by_alias=True), env)
+    assert code == 0 and result.ok and result.data is not None and result.data.rows == 80
     assert log[-1]["event"] == "preflight" and log[-1]["exit_code"] == 0
 
 
@@ -46,7 +66,7 @@ def test_a_faulty_job_exits_with_the_code_of_its_first_finding(
     assert code == TABLE["DataInvalid"].exit_code == 65
     assert result.data is not None and (result.data.rows, result.data.bad_rows) == (1, 500)
     assert "500 of 501 records" in result.findings[0].message
-    assert [line["failure_class"] for line in log if line["event"] == "finding"][0] == "DataInvalid"
+    assert next(line["failure_class"] for line in log if line["event"] == "finding") == "DataInvalid"
     assert bucket.env["FINETUNE_CRED_TEAM_AWS_SECRET_ACCESS_KEY"] not in json.dumps(log)
 
 

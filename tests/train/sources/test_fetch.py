@@ -14,7 +14,13 @@ from finetune_trainer.sources import Purpose, Reach, data_digest, fetch, model_d
 from tests.cluster.s3 import S3Server
 from tests.train.sources.hub_server import HubServer, Repository
 from tests.train.sources.making import (
-    INDEX, PICKLE, model_files, profile_env, reference, upload, write_files,
+    INDEX,
+    PICKLE,
+    model_files,
+    profile_env,
+    reference,
+    upload,
+    write_files,
 )
 
 Put = Callable[[str, Mapping[str, bytes]], tuple[Reference, Reach]]
@@ -131,7 +137,7 @@ def test_a_shard_that_the_index_names_and_nobody_uploaded_is_named(put: Put, tmp
     files = model_files(shards=2)
     del files["model-00002-of-00002.safetensors"]
     source, reach = put("model", files)
-    with pytest.raises(FinetuneError, match="names model-00002-of-00002.safetensors, which is not there .1 of 2") as e:
+    with pytest.raises(FinetuneError, match=r"names model-00002-of-00002.safetensors, which is not there .1 of 2") as e:
         fetch(source, tmp_path / "got", purpose=Purpose.MODEL, field="model.uri", reach=reach)
     assert e.value.failure_class == "ModelNotFound"
 
@@ -147,14 +153,14 @@ def test_an_index_that_names_an_unsafe_file_is_refused(put: Put, tmp_path: Path,
 
 def test_pickled_data_is_refused(put: Put, tmp_path: Path) -> None:
     source, reach = put("data", {"train.pkl": PICKLE})
-    with pytest.raises(FinetuneError, match="train.pkl, which can run code") as caught:
+    with pytest.raises(FinetuneError, match=r"train.pkl, which can run code") as caught:
         fetch(source, tmp_path / "got", purpose=Purpose.DATA, field="dataset.sources[0].uri", reach=reach)
     assert caught.value.failure_class == "UnsafeFile"
 
 
 def test_data_of_another_kind_is_refused_with_what_is_there(put: Put, tmp_path: Path) -> None:
     source, reach = put("data", {"train.xlsx": b"x"})
-    with pytest.raises(FinetuneError, match="it holds train.xlsx") as caught:
+    with pytest.raises(FinetuneError, match=r"it holds train.xlsx") as caught:
         fetch(source, tmp_path / "got", purpose=Purpose.DATA, field="dataset.sources[0].uri", reach=reach)
     assert caught.value.failure_class == "DataInvalid"
 

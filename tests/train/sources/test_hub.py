@@ -95,7 +95,7 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_is_told(hub: HubServer, tmp_pa
 
 
 def test_a_hub_where_nothing_listens_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FinetuneError, match="ConnectError. Check HF_ENDPOINT") as caught:
+    with pytest.raises(FinetuneError, match=r"ConnectError. Check HF_ENDPOINT") as caught:
         fetch(reference("hf://team/model"), tmp_path / "got", purpose=Purpose.MODEL, field="model.uri",
               reach=Reach(env={"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, patient=False))
     assert caught.value.failure_class == "StorageUnavailable"
@@ -108,7 +108,7 @@ def test_a_data_sets_card_says_which_files_belong_to_config_and_split(hub: HubSe
     assert data(hub, tmp_path / "2", split="test") == ["main/held.jsonl"]
     assert data(hub, tmp_path / "3", config="small") == ["small/a.csv"]
     assert data(hub, tmp_path / "4", "hf://datasets/team/data/main/held.jsonl") == ["held.jsonl"]
-    with pytest.raises(FinetuneError, match="no file of split 'dev'; it has main/held.jsonl") as caught:
+    with pytest.raises(FinetuneError, match=r"no file of split 'dev'; it has main/held.jsonl") as caught:
         data(hub, tmp_path / "5", split="dev")
     assert (caught.value.failure_class, caught.value.field) == ("DataNotFound", "spec.dataset.sources[0].split")
 

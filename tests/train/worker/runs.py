@@ -14,6 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.runfile import RunFile
-
 from tests.train.models import tiny_model
 
 _PRELOADED = [
@@ -63,19 +63,24 @@ def run_file(**changes: Any) -> RunFile:
         "settings": [{"field": "hyperparameters.learningRate", "value": 0.01, "source": "spec"}],
     }
     for key, value in changes.items():
-        section = next(s for s in ("hyperparameters", "tuning", "resources", "evaluation", "checkpoint", "output",
-                                   "model", "dataset") if key in _FIELDS[s])
-        document[section][key] = value
+        section, name = _FIELDS[key]
+        document[section][name] = value
     return RunFile.from_json(document)
 
 
 _FIELDS = {
-    "hyperparameters": {"totalSteps", "learningRate", "schedule", "warmupRatio", "weightDecay", "microBatchSize",
-                        "gradientAccumulation", "maxSequenceLength", "precision", "optimizer",
-                        "gradientCheckpointing", "maxGradNorm", "zeroStage", "seed"},
-    "tuning": {"type", "lora", "quantization"}, "resources": {"processesPerNode"}, "evaluation": {"everySteps"},
-    "checkpoint": {"everySteps", "everyMinutes"}, "output": {"mergeAdapter"}, "model": {"attention"},
-    "dataset": {"validationFraction"},
+    **{name: ("hyperparameters", name) for name in (
+        "totalSteps", "learningRate", "schedule", "warmupRatio", "weightDecay", "microBatchSize",
+        "gradientAccumulation", "maxSequenceLength", "precision", "optimizer", "gradientCheckpointing",
+        "maxGradNorm", "zeroStage", "seed")},
+    **{name: ("tuning", name) for name in ("type", "lora", "quantization")},
+    "processesPerNode": ("resources", "processesPerNode"),
+    "evaluateSteps": ("evaluation", "everySteps"),
+    "saveSteps": ("checkpoint", "everySteps"),
+    "saveMinutes": ("checkpoint", "everyMinutes"),
+    "mergeAdapter": ("output", "mergeAdapter"),
+    "attention": ("model", "attention"),
+    "validationFraction": ("dataset", "validationFraction"),
 }
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["all-linear"], "bias": "None", "variant": "Standard"}
 NF4 = {"bits": 4, "type": "NF4", "doubleQuant": True, "computeType": "BF16"}
@@ -105,12 +110,25 @@ class Work:
         shutil.copytree(earlier.root / f"checkpoints/step-{step}", root / "resume")
         return Work(root, self.run)
 
-    def train(self, **env: str) -> list[int]:
-        """Run all ranks as processes to their end; returns their exit codes."""
+    def start(self) -> list[Any]:
+        """Start all ranks as processes."""
         path = self.root / "run.json"
         path.write_text(json.dumps(self.run.to_json()))
-        argv = ["--run-file", str(path), "--work", str(self.root)]
-        return launch(_worker, self.run.world_size, argv, env)
+        return start(_worker, self.run.world_size, ["--run-file", str(path), "--work", str(self.root)])
+
+    def train(self) -> list[int]:
+        """Run all ranks as processes to their end; returns their exit codes."""
+        return finish(self.start())
+
+    def wait_for_step(self, step: int) -> None:
+        """Until rank 0 says that it has made step steps."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            path = self.root / "state/progress.json"
+            if path.exists() and json.loads(path.read_text())["step"] >= step:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"step {step} was never reached")
 
     def read(self, name: str) -> Any:
         """A JSON file below the root."""
@@ -148,25 +166,35 @@ def _start(function: Callable[..., Any], arguments: Any, env: dict[str, str]) ->
     sys.exit(function(arguments, env))
 
 
-def launch(function: Callable[..., Any], world_size: int, arguments: Any, env: dict[str, str] | None = None) -> list[int]:
-    """Run function(arguments, env) in world_size fresh processes; returns exit codes. A hung one fails the test."""
+def launch(function: Callable[..., Any], world_size: int, arguments: Any) -> list[int]:
+    """Run function(arguments, env) in world_size fresh processes; returns exit codes."""
+    return finish(start(function, world_size, arguments))
+
+
+def start(function: Callable[..., Any], world_size: int, arguments: Any) -> list[Any]:
+    """Start function(arguments, env) in world_size fresh processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", **(env or {})}
+              "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in range(world_size):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(_PROCESSES.Process(target=_start, args=(function, arguments, own)))
         processes[-1].start()
+    return processes
+
+
+def finish(processes: list[Any]) -> list[int]:
+    """Exit codes of processes; one that hangs fails the test."""
     for process in processes:
         process.join(TIMEOUT_SECONDS)
     hung = [process for process in processes if process.is_alive()]
     for process in hung:
         process.kill()
-    assert not hung, f"{len(hung)} of {world_size} processes hung"
-    return [process.exitcode if process.exitcode is not None else -1 for process in processes]
+    assert not hung, f"{len(hung)} of {len(processes)} processes hung"
+    return [process.exitcode for process in processes]
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -209,3 +237,21 @@ def work_for(root: Path, *, rows: list[dict[str, str]] | None = None, model: dic
              **changes: Any) -> Work:
     """A work directory with a tiny model (arguments of tiny_model) and the run that changes describe."""
     return Work.make(root, run_file(**changes), _model(**(model or {})), rows)
+
+
+def build_engine_in(root: str) -> Any:
+    """In a child: the engine of the work directory at root, ready to train."""
+    from finetune_api.runfile import RunFile
+    from finetune_trainer.agent.workdir import WorkDir
+    from finetune_trainer.data import load_dataset
+    from finetune_trainer.worker.heartbeat import Heartbeat
+    from finetune_trainer.worker.loading import load_tokenizer
+    from finetune_trainer.worker.ranks import Ranks
+    from finetune_trainer.worker.train import build_engine, supervise
+
+    work = WorkDir(Path(root))
+    run = RunFile.from_json(json.loads((work.root / "run.json").read_text()))
+    ranks = Ranks.from_environment()
+    tokenizer = load_tokenizer(work.inputs / "model")
+    supervision = supervise(run, work, ranks, Heartbeat(work.heartbeat(ranks.rank)))
+    return build_engine(run, supervision, load_dataset(run, work.inputs, tokenizer), tokenizer)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.train.worker.runs import FULL, Work, in_child, launch, work_for
+from tests.train.worker.runs import FULL, Work, build_engine_in, in_child, launch, work_for
 
 # Eight training records (ten, two held out) of very different lengths in the loss, prompts not counted.
 UNEVEN = [{"prompt": f"count {i}: ", "completion": "ab" * (1 + 3 * (i % 5)) + str(i)} for i in range(10)]
@@ -37,28 +38,10 @@ def test_a_step_has_the_gradient_of_one_concatenated_batch(
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) <= TOLERANCE
 
 
-def _engine(root: str) -> Any:
-    from finetune_api.runfile import RunFile
-
-    from finetune_trainer.agent.workdir import WorkDir
-    from finetune_trainer.data import load_dataset
-    from finetune_trainer.worker.heartbeat import Heartbeat
-    from finetune_trainer.worker.loading import load_tokenizer
-    from finetune_trainer.worker.ranks import Ranks
-    from finetune_trainer.worker.train import build_engine, supervise
-
-    work = WorkDir(Path(root))
-    run = RunFile.from_json(json.loads((work.root / "run.json").read_text()))
-    ranks = Ranks.from_environment()
-    tokenizer = load_tokenizer(work.inputs / "model")
-    supervision = supervise(run, work, ranks, Heartbeat(work.heartbeat(ranks.rank)))
-    return build_engine(run, supervision, load_dataset(run, work.inputs, tokenizer), tokenizer)
-
-
 def _save_gradient(root: str, env: dict[str, str]) -> int:
     from transformers import TrainerCallback
 
-    engine = _engine(root)
+    engine = build_engine_in(root)
 
     class Save(TrainerCallback):
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -76,9 +59,9 @@ def _flat_gradient(model: Any) -> Any:
 def _concatenated_gradient(root: str) -> Any:
     """By plain torch: all records in one batch, sum of token losses over the number of tokens."""
     import torch
-    from finetune_api.runfile import RunFile
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from finetune_api.runfile import RunFile
     from finetune_trainer.data import load_dataset
 
     folder = Path(root)
@@ -122,7 +105,7 @@ def test_the_held_out_loss_weighs_each_token_the_same(tmp_path: Path) -> None:
 def _held_out_losses(root: str) -> tuple[float, float, float]:
     import torch
 
-    engine = _engine(root)
+    engine = build_engine_in(root)
     found = engine.evaluate()["eval_loss"]
     sums, counts = [], []
     for example in engine._held_out:
@@ -148,7 +131,7 @@ def test_evaluation_keeps_the_logits_of_one_batch_only(tmp_path: Path) -> None:
 
 def _evaluation_peak(root: str) -> tuple[float, float, float]:
     """Rise of the process's peak memory through an evaluation, and the size of logits of one batch and of all."""
-    engine = _engine(root)
+    engine = build_engine_in(root)
     tokens = [len(example.input_ids) for example in engine._held_out]
 
     def memory(name: str) -> float:
@@ -167,7 +150,7 @@ def test_an_order_depends_on_seed_and_epoch_only() -> None:
     for split, epochs in steps.items():
         assert epochs == [first, second], f"{split} sees other records in some step"
     assert first != second
-    assert sorted(sum(first, [])) == list(range(21)), "each record once an epoch, none repeated"
+    assert sorted(chain(*first)) == list(range(21)), "each record once an epoch, none repeated"
 
 
 def _orders() -> dict[tuple[int, int, int], list[list[list[int]]]]:
@@ -184,8 +167,8 @@ def _orders() -> dict[tuple[int, int, int], list[list[list[int]]]]:
                 batches.set_epoch(epoch)
                 per_rank.append(list(batches))
                 assert len(per_rank[-1]) == len(batches)
-            passes = [sum(chunk, []) for chunk in zip(*per_rank, strict=True)]
-            epochs.append([sorted(sum(passes[i:i + accumulation], [])) for i in range(0, len(passes), accumulation)])
+            passes = [list(chain(*chunk)) for chunk in zip(*per_rank, strict=True)]
+            epochs.append([sorted(chain(*passes[i:i + accumulation])) for i in range(0, len(passes), accumulation)])
         found[(micro, accumulation, ranks)] = epochs
     return found
 

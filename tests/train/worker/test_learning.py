@@ -43,10 +43,10 @@ def test_each_method_learns_the_task(tmp_path: Path, method: str) -> None:
 def _plain_loss(root: str, method: str) -> float:
     """Held-out loss of the artifact as a user loads it, by plain torch over single records."""
     import torch
-    from finetune_api.runfile import RunFile
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+    from finetune_api.runfile import RunFile
     from finetune_trainer.data import load_dataset
 
     folder = Path(root)
@@ -76,7 +76,7 @@ def _plain_loss(root: str, method: str) -> float:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """One run started as the agent starts it, from a cold interpreter."""
-    work = work_for(tmp_path_factory.mktemp("cold") / "w", model={"chat_template": True}, everySteps=2,
+    work = work_for(tmp_path_factory.mktemp("cold") / "w", model={"chat_template": True}, evaluateSteps=2,
                     mergeAdapter=True)
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
     command = [sys.executable, "-m", "finetune_trainer.worker", "--run-file", str(work.root / "run.json"),
@@ -139,7 +139,7 @@ def test_the_artifact_loads_plainly_with_template_and_base_name(finished: Work) 
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny/llama"
     assert config["revision"] == "abc123"
-    assert in_child(_template, str(adapter)).startswith("<s><|user|>\nhi\n")
+    assert in_child(_template, str(adapter)).startswith("<s><|user|>\nhi")
     assert str(finished.root) not in (adapter / "README.md").read_text(), "no path of the pod leaks"
     assert (adapter / "generation_config.json").is_file()
     assert finished.read("artifact/merged/config.json")["use_cache"] is True

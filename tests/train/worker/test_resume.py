@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(tmp_path: Path, method: str) -> None:
-    whole = work_for(tmp_path / "whole", model={"width": 64}, **METHODS[method], totalSteps=8, everySteps=3,
+    whole = work_for(tmp_path / "whole", model={"width": 64}, **METHODS[method], totalSteps=8, saveSteps=3,
                      warmupRatio=0.25)
     assert whole.train() == [0], whole.logged()
     resumed = whole.resumed_from(whole, 3, tmp_path / "resumed")
@@ -60,7 +60,7 @@ def test_a_run_that_had_made_all_its_steps_only_finishes(tmp_path: Path) -> None
 
 
 def test_a_lower_learning_rate_is_taken_over_on_resume(tmp_path: Path) -> None:
-    whole = work_for(tmp_path / "whole", totalSteps=4, everySteps=2, schedule="Constant", learningRate=1e-2)
+    whole = work_for(tmp_path / "whole", totalSteps=4, saveSteps=2, schedule="Constant", learningRate=1e-2)
     assert whole.train() == [0], whole.logged()
     lower = work_for(tmp_path / "lower", totalSteps=4, schedule="Constant", learningRate=1e-3)
     shutil.copytree(whole.root / "checkpoints/step-2", lower.root / "resume")
@@ -114,6 +114,6 @@ def _plant(file: str, target: str) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A finished run with a checkpoint at step 2."""
-    work = work_for(tmp_path_factory.mktemp("finished") / "w", everySteps=2)
+    work = work_for(tmp_path_factory.mktemp("finished") / "w", saveSteps=2)
     assert work.train() == [0], work.logged()
     return work

@@ -9,7 +9,9 @@ import pytest
 
 from finetune_api.failures import FinetuneError
 from finetune_api.planner import Pool, make_plan, spec_digest
+from finetune_api.planner.settings import held_out_rows
 from finetune_api.status import Preflight
+from finetune_trainer.data.split import validation_rows
 from tests.unit.api import values
 from tests.unit.api.values import A40, A100_40, A100_80, L4, cpu_pool, plan, pool, spec
 
@@ -197,6 +199,8 @@ def test_settings_that_contradict_each_other_are_refused_by_field(
         (100, {"epochs": 1, "globalBatchSize": 8}, {"fraction": 0.1}, math.ceil(90 / 8)),
         (100, {"epochs": 0.01, "globalBatchSize": 8}, None, 1),
         (19, {"globalBatchSize": 1}, None, 3 * 19),
+        (119, {"epochs": 1, "globalBatchSize": 1}, {"fraction": 0.2}, 119 - 24),
+        (5, {"epochs": 1, "globalBatchSize": 1}, {"fraction": 0.01}, 4),
     ],
 )
 def test_epochs_become_steps_over_the_records_that_train(
@@ -207,12 +211,36 @@ def test_epochs_become_steps_over_the_records_that_train(
     assert planned.run.hyperparameters.total_steps == planned.plan.total_steps == steps
 
 
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.2, 0.25, 0.5, 0.9, 0.999])
+def test_the_planner_counts_held_out_records_as_the_trainer_does(fraction: float) -> None:
+    rows = range(2, 500)
+    assert [held_out_rows(n, fraction) for n in rows] == [validation_rows(n, fraction) for n in rows]
+
+
 def test_a_given_zero_stage_is_used_and_sharding_is_chosen_where_one_gpu_cannot_hold_the_state() -> None:
     assert plan(spec(hyperparameters={"zeroStage": 2}, tuning={"type": "LoRA"}), A40).plan.zero_stage == 2
     model = values.model_facts(6_740_000_000, hidden_size=4096, layers=32, vocabulary_size=32000)
     sharded = plan(spec(tuning={"type": "Full"}), A100_80, model=model).plan
     assert (sharded.zero_stage, sharded.gpus_per_node) == (3, 2)
     assert sharded.memory.total_gib <= 80 * 0.92
+
+
+def test_a_sharded_run_takes_an_optimizer_that_can_be_sharded() -> None:
+    qlora = plan(spec(hyperparameters={"zeroStage": 2}), A40).run.hyperparameters
+    assert (qlora.zero_stage, qlora.optimizer) == (2, "AdamW")
+    # Adafactor cannot be sharded, so one GPU has to hold the run, or it does not fit.
+    model = values.model_facts(6_740_000_000, hidden_size=4096, layers=32, vocabulary_size=32000)
+    job = spec(tuning={"type": "Full"}, hyperparameters={"optimizer": "Adafactor"})
+    assert refusal(job, A100_40, model=model).failure_class == "NoPoolFits"
+    assert plan(job, pool("h200", 141, 9.0), model=model).plan.zero_stage == 0
+
+
+def test_half_precision_cannot_be_sharded_on_a_cpu() -> None:
+    job = spec(
+        tuning={"type": "LoRA"}, hyperparameters={"zeroStage": 2, "precision": "FP16"}, resources={"pool": "cpu"}
+    )
+    error = refusal(job, cpu_pool(), model=values.small_model())
+    assert (error.failure_class, error.field) == ("InvalidSpec", "spec.hyperparameters.precision")
 
 
 def test_the_plan_and_the_run_file_agree() -> None:

@@ -32,6 +32,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "spec.model.fromJob": {"model": {"fromJob": "earlier", "uri": None, "revision": None}},
     "spec.model.revision": {"model": {"uri": "s3://b/model", "revision": "v1"}},
     "spec.model.task": {"model": {"task": "Seq2Seq"}},
+    "spec.model.attention": {"model": {"attention": "Flash"}},
     "spec.model.tokenizer": {"model": {"tokenizer": {"addSpecialTokens": ["<a>"]}}},
     "spec.model.adapter": {"model": {"adapter": {"uri": "s3://b/adapter"}}},
     "spec.model.cache": {"model": {"cache": {"claimName": "models"}}},
@@ -90,6 +91,7 @@ def test_the_planner_names_every_refused_field_at_once() -> None:
     [
         ({"hyperparameters": {"zeroStage": 2}, "resources": {"nodes": 2}}, "spec.hyperparameters.zeroStage"),
         ({"hyperparameters": {"zeroStage": 3}}, "spec.hyperparameters.zeroStage"),
+        ({"hyperparameters": {"zeroStage": 1, "optimizer": "Lion"}}, "spec.hyperparameters.optimizer"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], field: str) -> None:

@@ -74,8 +74,8 @@ class Attempt:
             self._stoppable(lambda: self._join(store, prefix))
         elif not self._stoppable(lambda: self._begin(run, store, prefix)):
             return End(SUCCEEDED, "An earlier attempt had published the artifact already.")
-        self._stoppable(lambda: inputs.fetch_inputs(run, self._work, self._reach))
-        self._log.info("inputs fetched")
+        fetched = self._stoppable(lambda: inputs.fetch_inputs(run, self._work, self._reach))
+        self._log.info("inputs fetched" if fetched else "inputs kept")
         return self._train(run)
 
     def _serve(self) -> None:

@@ -46,7 +46,8 @@ def worker_environment(run: RunFile, settings: Settings, local_rank: int, master
         WORLD_SIZE=str(run.world_size),
         LOCAL_WORLD_SIZE=str(processes),
         NODE_RANK=str(settings.node_rank),
-        MASTER_ADDR=settings.master,
+        # One node alone needs no name service to meet itself.
+        MASTER_ADDR=settings.master if run.resources.nodes > 1 else "127.0.0.1",
         MASTER_PORT=str(master_port),
         TORCH_FORCE_WEIGHTS_ONLY_LOAD="1",
         HF_HUB_OFFLINE="1",

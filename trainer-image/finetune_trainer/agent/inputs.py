@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import Reference, RunFile
-from finetune_trainer.agent.workdir import WorkDir
+from finetune_trainer.agent.workdir import WorkDir, read_json, write_whole
 from finetune_trainer.sources import Fetched, Purpose, Reach, data_digest, fetch
 
 _MAX_RUN_FILE_BYTES = 4 << 20
@@ -36,11 +38,29 @@ def read_run_file(path: Path) -> RunFile:
         raise FinetuneError(f"the run file {path} is not JSON: {error}.", failure_class="InvalidSpec") from None
 
 
-def fetch_inputs(run: RunFile, work: WorkDir, reach: Reach) -> None:
+def fetch_inputs(run: RunFile, work: WorkDir, reach: Reach) -> bool:
     """Model and data are complete below WORK/inputs and are what the plan was made from.
 
+    False if an earlier attempt on this disk had fetched them, as under `finetune run`: nothing is fetched then.
     Raises FinetuneError of the sources, and DataInvalid or InvalidSpec if something changed since preflight.
     """
+    wanted = _wanted(run)
+    if read_json(work.fetched_file) == wanted:
+        return False
+    work.fetched_file.unlink(missing_ok=True)
+    shutil.rmtree(work.inputs, ignore_errors=True)
+    _fetch(run, work, reach)
+    write_whole(work.fetched_file, json.dumps(wanted))
+    return True
+
+
+def _wanted(run: RunFile) -> dict[str, Any]:
+    references = [run.model.source, *run.dataset.sources, *([run.dataset.validation] if run.dataset.validation else [])]
+    return {"model": run.model.digest, "data": run.dataset.digest,
+            "references": [reference.to_json() for reference in references]}
+
+
+def _fetch(run: RunFile, work: WorkDir, reach: Reach) -> None:
     model = fetch(run.model.source, work.inputs / "model", purpose=Purpose.MODEL, field="model.uri", reach=reach)
     if model.digest != run.model.digest:
         raise FinetuneError(

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune_trainer.agent", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("--run-file", type=Path, default=Path(naming.RUN_FILE_PATH), help="what to train")
-    add("--work", type=Path, default=Path(naming.SCRATCH_PATH, "work"), help="work directory; emptied at the start")
+    add("--work", type=Path, default=Path(naming.SCRATCH_PATH, "work"), help="work directory")
     add("--termination-log", type=Path, default=Path(naming.TERMINATION_LOG), help="where the last message goes")
     # The operator asks on the pod's address, which the agent does not know.
     add("--host", default="0.0.0.0", help="address that the HTTP server listens on")  # noqa: S104

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from finetune_api.base import Tolerant
 from finetune_api.documents import Finite
 
-_EMPTIED = ("inputs", "resume", "control", "state", "checkpoints", "artifact")
+_EMPTIED = ("resume", "control", "state", "checkpoints", "artifact")
 # A worker writes these; more bytes than this is not one of its documents.
 _MAX_JSON_BYTES = 1 << 20
 
@@ -48,6 +48,11 @@ class WorkDir:
         return self.root / "inputs"
 
     @property
+    def fetched_file(self) -> Path:
+        """Says which inputs are complete below `inputs`."""
+        return self.root / "fetched.json"
+
+    @property
     def resume(self) -> Path:
         """The restored checkpoint; absent on a fresh start."""
         return self.root / "resume"
@@ -73,11 +78,11 @@ class WorkDir:
         return self.root / "artifact"
 
     def prepare(self) -> None:
-        """Empty of everything that an earlier attempt left; the store is the truth about checkpoints."""
+        """Empty of everything that an earlier attempt left, but its inputs; the store is the truth about checkpoints."""
         for name in _EMPTIED:
             shutil.rmtree(self.root / name, ignore_errors=True)
         (self.root / "artifact.ready").unlink(missing_ok=True)
-        for folder in (self.inputs, self.stop_file.parent, self.state, self.checkpoints):
+        for folder in (self.stop_file.parent, self.state, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
 
     def heartbeat(self, rank: int) -> Path:

@@ -51,9 +51,11 @@ class _Parser:
         self._value = value
 
     def peek(self) -> tuple[str, str] | None:
+        """The next token without taking it; None at the end."""
         return self._tokens[self._at] if self._at < len(self._tokens) else None
 
     def either(self) -> Any:
+        """The value of an expression down to `||`."""
         result = self._both()
         while self._take("||"):
             other = self._both()

@@ -7,13 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Columns, DataFormat
 from finetune_api.runfile import RunFile
-from finetune_trainer.data.encode import IGNORED, EncodedExample, Encoder, Encoding
+from finetune_trainer.data.encode import IGNORED, EncodedExample, Encoder, Encoding, as_array
 from finetune_trainer.data.formats import Example, RecordShape, resolve_shape, to_example
 from finetune_trainer.data.readers import Row, read_folder
 from finetune_trainer.data.records import BadRecord, BadRows
@@ -21,6 +18,8 @@ from finetune_trainer.data.split import choose_held_out, mix
 from finetune_trainer.data.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerFast
 
 HELD_OUT_PROMPTS = 32
@@ -217,5 +216,5 @@ def _prompts(encoder: Encoder, held_out: list[tuple[Example, Encoding]]) -> list
         if len(prompts) < HELD_OUT_PROMPTS and encoding.prompt < len(encoding.example.input_ids):
             ids, reference = encoder.prompt_of(encoding)
             text = encoder.tokenizer.decode(ids)
-            prompts.append(HeldOutPrompt(text, np.array(ids, np.int32), reference, example.record.where))
+            prompts.append(HeldOutPrompt(text, as_array(ids), reference, example.record.where))
     return prompts

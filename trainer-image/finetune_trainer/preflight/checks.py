@@ -151,7 +151,7 @@ def check_data(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
         format_reason=reader.shape.reason[:_MAX_REASON], tokens=sum(counts), longest_tokens=counts[-1] if counts else 0,
         p95_tokens=counts[(len(counts) * 95 + 99) // 100 - 1] if counts else 0,
         bytes=sum(item.size for s in sources for item in s.files if s.field.startswith("dataset.sources")),
-        digest=data_digest((source.place.uri, source.files) for source in sources),
+        digest=data_digest((source.reference.uri, source.files) for source in sources),
     )
     if encoder is None:
         outcome.findings.append(remark(f"Tokens are estimated from bytes ({BYTES_PER_TOKEN} bytes each)."))

@@ -16,7 +16,7 @@ from finetune_trainer.store.errors import from_os_error
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was brought. names in files are relative to the destination.
+    """What was brought. uri: as the reference has it. Names in files are relative to the destination.
 
     revision: the commit of an hf:// repository. digest: of this source alone; for a model it equals ModelFacts.digest
     if nothing has changed since preflight.
@@ -52,8 +52,8 @@ def fetch(reference: Reference, destination: Path, *, purpose: Purpose, field: s
             place.bring(file.name, path)
     except OSError as error:
         raise from_os_error(error, "write", destination) from error
-    digest = model_digest(files) if purpose is Purpose.MODEL else data_digest([(place.uri, files)])
-    return Fetched(place.uri, files, place.revision, digest)
+    digest = model_digest(files) if purpose is Purpose.MODEL else data_digest([(reference.uri, files)])
+    return Fetched(reference.uri, files, place.revision, digest)
 
 
 def choose(place: Place, reference: Reference, purpose: Purpose, field: str) -> tuple[SourceFile, ...]:

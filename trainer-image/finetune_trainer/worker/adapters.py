@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
-from finetune_api.failures import FinetuneError
-from finetune_api.job import LoraBias, LoraVariant, TuningType
-from finetune_api.runfile import RunFile, RunLora
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+
+from finetune_api.failures import FinetuneError
+from finetune_api.job import LoraBias, LoraVariant, TuningType
+from finetune_api.runfile import RunFile, RunLora
 
 ALL_LINEAR = "all-linear"
 _BIAS = {LoraBias.NONE: "none", LoraBias.ALL: "all", LoraBias.LORA_ONLY: "lora_only"}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from finetune_api.job import Generation
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from finetune_api.job import Generation
 from finetune_trainer.data import HeldOutPrompt
 
 SHOWN_PROMPTS = 3

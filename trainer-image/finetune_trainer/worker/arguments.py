@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Optimizer, Precision, Schedule
 from finetune_api.runfile import RunFile
-from transformers import TrainingArguments
-
 from finetune_trainer.worker.ranks import Ranks
 from finetune_trainer.worker.zero import leave_out_deepspeed, prepare_zero
 

@@ -7,14 +7,15 @@ gets an empty batch, which adds nothing to loss or gradient but keeps collective
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from finetune_api.runfile import RunFile
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from finetune_api.runfile import RunFile
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.ranks import Ranks
@@ -78,7 +79,7 @@ class StepBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.split.pass_size)
+        return math.ceil(len(self.lengths) / self.split.pass_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()

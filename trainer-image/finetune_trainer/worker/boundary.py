@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from finetune_api.documents import Stage
-from finetune_api.failures import FinetuneError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.documents import Stage
+from finetune_api.failures import FinetuneError
 from finetune_trainer.worker.adapters import as_base
 from finetune_trainer.worker.answers import Answerer
 from finetune_trainer.worker.engine import EngineMixin

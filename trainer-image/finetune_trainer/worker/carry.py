@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from finetune_api.failures import FinetuneError
-
 from finetune_trainer.agent.workdir import write_whole
 
 CARRY_FILE = "run.json"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.failures import FinetuneError
 from torch import nn
 from transformers import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from finetune_api.failures import FinetuneError
 from finetune_trainer.agent.workdir import WorkDir, write_whole
-from finetune_trainer.worker.batches import Split
+from finetune_trainer.worker.ranks import Ranks
 from finetune_trainer.worker.supervision import Supervision
 
 # Both are written by the libraries unasked: the first is a pickle, the second a script.
@@ -84,20 +83,24 @@ def resumed_step(folder: Path | None) -> int | None:
         raise _invalid(f"its trainer_state.json cannot be read ({error})") from error
 
 
-def require_state(folder: Path, split: Split, *, zero: bool) -> None:
+def require_state(folder: Path, ranks: Ranks, *, zero: bool) -> None:
     """Raises CheckpointInvalid unless optimizer, schedule and random state of this rank are there.
 
-    ZeRO shards fit one number of processes only.
+    The library passes over missing files in silence. A checkpoint fits its own number of processes only: ZeRO's
+    shards and the random states are one per process.
     """
-    world_size = split.world_size
-    random_state = "rng_state.pth" if world_size == 1 else f"rng_state_{split.rank}.pth"
+    world_size = ranks.world_size
+    try:
+        saved = json.loads((folder / _PLAN_FILE).read_text())["worldSize"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _invalid(f"its {_PLAN_FILE} cannot be read ({error})") from error
+    if saved != world_size:
+        raise _invalid(f"it was written by {saved} processes, and this run has {world_size}")
+    random_state = "rng_state.pth" if world_size == 1 else f"rng_state_{ranks.rank}.pth"
     needed = ["scheduler.pt", random_state] + ([] if zero else ["optimizer.pt"])
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise _invalid(f"it lacks {', '.join(missing)}")
-    saved = json.loads((folder / _PLAN_FILE).read_text())["worldSize"] if (folder / _PLAN_FILE).is_file() else None
-    if saved != world_size:
-        raise _invalid(f"it was written by {saved} processes, and this run has {world_size}")
 
 
 def require_complete(model: nn.Module, load_result: Any) -> None:

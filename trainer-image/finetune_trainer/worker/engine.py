@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.failures import FinetuneError
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from finetune_api.failures import FinetuneError
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.worker import checkpoints
 from finetune_trainer.worker.agreement import Agreement
@@ -62,9 +62,7 @@ class EngineMixin:
             return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The library's load, which passes over missing files in silence: here they are an error."""
-        if checkpoint is not None:
-            checkpoints.require_state(Path(checkpoint), self.split, zero=self.is_deepspeed_enabled)
+        """The library's load, then the planned learning rate in place of the stored one."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             checkpoints.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
@@ -145,6 +143,10 @@ class EngineMixin:
             torch.distributed.all_reduce(total)
         model.train()
         loss, tokens = (float(value) for value in total)
+        if not math.isfinite(loss):
+            raise FinetuneError(
+                f"The held-out loss at step {self.state.global_step} is not finite. Look for broken records or weights, "
+                "or lower hyperparameters.learningRate.", failure_class="NonFiniteLoss")
         metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1), f"{metric_key_prefix}_tokens": int(tokens)}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self._held_out))
 

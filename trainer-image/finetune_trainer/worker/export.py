@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.job import Precision, TuningType
-from finetune_api.runfile import RunFile
-from finetune_api.uri import parse_uri
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from finetune_api.job import Precision, TuningType
+from finetune_api.runfile import RunFile
+from finetune_api.uri import parse_uri
 from finetune_trainer.agent.workdir import write_whole
 from finetune_trainer.worker.loading import load_base, weight_type
 

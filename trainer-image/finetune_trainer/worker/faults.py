@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.failures import FinetuneError
-
 from finetune_trainer.agent.workdir import write_whole
 
 _TRACEBACK_CHARACTERS = 4000

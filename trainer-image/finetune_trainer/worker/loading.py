@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Attention, ComputeType, Precision, QuantizationType, TuningType
 from finetune_api.runfile import RunFile, RunQuantization
-from torch import nn
-from transformers import (
-    AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast,
-)
 
 ATTENTION = {Attention.EAGER: "eager", Attention.SDPA: "sdpa", Attention.FLASH: "flash_attention_2"}
 PRECISIONS = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

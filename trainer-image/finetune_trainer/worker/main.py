@@ -14,10 +14,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_api.failures import TABLE, FinetuneError
-from finetune_api.runfile import RunFile
 from pydantic import ValidationError
 
+from finetune_api.failures import TABLE, FinetuneError
+from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.worker.heartbeat import Heartbeat
 from finetune_trainer.worker.log import open_log

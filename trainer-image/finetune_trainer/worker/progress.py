@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.documents import ProgressDocument, Stage
-
 from finetune_trainer.agent.workdir import write_whole
 
 _INTERVAL_SECONDS = 1.0

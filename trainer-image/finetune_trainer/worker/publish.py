@@ -7,7 +7,6 @@ import shutil
 from typing import Any
 
 from finetune_api.runfile import RunFile
-
 from finetune_trainer.agent.workdir import WorkDir, write_whole
 from finetune_trainer.data import Encoded
 from finetune_trainer.worker import checkpoints

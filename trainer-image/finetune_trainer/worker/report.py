@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 from finetune_api.runfile import RunFile
-
 from finetune_trainer.data import Encoded, HeldOutPrompt
 from finetune_trainer.worker.adapters import parameter_shares
 

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 
 from finetune_api.runfile import RunCheckpoint
-
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.worker.carry import Carry
 from finetune_trainer.worker.heartbeat import Heartbeat

@@ -6,13 +6,13 @@ import shutil
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast, PrinterCallback
+from transformers.utils.logging import disable_progress_bar
+
 from finetune_api.documents import Stage
 from finetune_api.failures import FinetuneError
 from finetune_api.job import ObjectiveType, Task
 from finetune_api.runfile import RunFile
-from transformers import PreTrainedTokenizerFast, PrinterCallback
-from transformers.utils.logging import disable_progress_bar
-
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.data import Encoded, load_dataset
 from finetune_trainer.worker import checkpoints
@@ -40,6 +40,9 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     disable_progress_bar()
     check_run(run, ranks)
     supervision = supervise(run, work, ranks, heartbeat)
+    resume = checkpoints.resume_folder(work)
+    if resume:
+        checkpoints.require_state(resume, ranks, zero=run.hyperparameters.zero_stage > 0)
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
         tokenizer = load_tokenizer(work.inputs / "model")
@@ -48,7 +51,6 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
         engine = build_engine(run, supervision, data, tokenizer)
     log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
 
-    resume = checkpoints.resume_folder(work)
     engine.train(resume_from_checkpoint=str(resume) if resume else None)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.EVALUATING)

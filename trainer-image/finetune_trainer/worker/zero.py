@@ -8,7 +8,6 @@ from typing import Any
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Optimizer, Precision, TuningType
 from finetune_api.runfile import RunFile
-
 from finetune_trainer.worker.ranks import Ranks
 
 
