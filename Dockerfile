@@ -22,6 +22,8 @@ ENV PATH=/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
-    HOME=/tmp
+    HOME=/tmp \
+    LOGNAME=finetune-operator
+# Kopf asks for a user name, and the number below has none in the image: LOGNAME answers.
 USER 65532:65532
 ENTRYPOINT ["python", "-m", "finetune_operator"]

@@ -74,12 +74,12 @@ test-train: $(VENV) ## The trainer as processes, with a real S3 server
 test-api: $(VENV) ## The operator against a real API server, with simulated nodes
 	@sh hack/bootstrap.sh api
 	$(PY) -m tests.cluster tools api > /dev/null
-	$(PYTEST) tests/api tests/chart tests/cluster_tests -q
+	$(PYTEST) tests/api tests/chart tests/cluster_tests/fast -q
 
 .PHONY: test-e2e
 test-e2e: $(VENV) ## Chart, images and pods on a real cluster
 	@sh hack/bootstrap.sh e2e
-	$(PYTEST) tests/e2e -q
+	$(PYTEST) tests/cluster_tests/full tests/e2e -q
 
 .PHONY: test
 test: lint verify test-unit test-train test-api test-e2e ## All tests; sets everything up

@@ -16,7 +16,7 @@ from finetune_operator.clock import parse_time
 from finetune_operator.config import Config
 from finetune_operator.kube import Body, Kube, NotFound
 from finetune_operator.render.plan import RUN_FILE_KEY
-from finetune_operator.snapshot import ChildJob, JobView, PlanFile, PodView, Snapshot, Warning
+from finetune_operator.snapshot import ChildJob, JobView, PlanFile, PodView, Snapshot, WarningEvent
 from finetune_operator.views import child_job, controller_uid, job_view, pod_view
 
 PODS_ASKED_ABOUT = 4  # pods of one gang fail to start for the same reason
@@ -33,9 +33,8 @@ async def observe(kube: Kube, key: str, config: Config) -> Snapshot | None:
     children, pods, pools, plan_file = await asyncio.gather(
         _children(kube, job), _pods(kube, job), _pools(kube, job), _plan_file(kube, job)
     )
-    own = {child.uid for child in children}
     current = job.status.current
-    own |= {record for record in [current.job_uid if current else None] if record is not None}
+    own = {child.uid for child in children} | {current.job_uid if current is not None else None}
     known = tuple(pod for pod in pods if pod.job_uid in own or _is_leftover(job, pod))
     now = datetime.now(UTC)
     warnings, unreachable = await asyncio.gather(
@@ -105,7 +104,7 @@ def _is_over(job: JobView) -> bool:
 
 async def _warnings(
     kube: Kube, namespace: str, children: Iterable[ChildJob], pods: tuple[PodView, ...], now: datetime
-) -> tuple[Warning, ...]:
+) -> tuple[WarningEvent, ...]:
     """Warning events about Jobs that are starting up and about their pods."""
     uids: list[str] = []
     for child in children:
@@ -119,7 +118,7 @@ async def _warnings(
         *(kube.list("Event", namespace, fields=f"involvedObject.uid={uid},type=Warning") for uid in uids)
     )
     return tuple(
-        Warning(uid, str(body.get("reason") or ""), str(body.get("message") or ""))
+        WarningEvent(uid, str(body.get("reason") or ""), str(body.get("message") or ""))
         for uid, page in zip(uids, pages, strict=True)
         for body in page
         if not _is_stale(body, now)

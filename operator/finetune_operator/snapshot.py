@@ -36,6 +36,7 @@ class ChildJob:
     """A batch Job whose controller is the FineTuneJob.
 
     number: the attempt, or the generation that a preflight checks.
+    started: when it was last let run; None before that.
     finished: None while it runs, else "Complete" or "Failed" (never "FailureTarget").
     """
 
@@ -44,11 +45,16 @@ class ChildJob:
     role: str
     number: int
     created: datetime
+    started: datetime | None = None
     deleting: bool = False
     suspended: bool = False
     finished: str | None = None
     reason: str = ""
     message: str = ""
+
+    def waited(self, now: datetime) -> float:
+        """Seconds since its pods could start."""
+        return (now - (self.started or self.created)).total_seconds()
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class PodView:
 
 
 @dataclass(frozen=True)
-class Warning:
+class WarningEvent:
     """A warning event about a child: the only trace of a pod that could not be created or mounted."""
 
     object_uid: str
@@ -132,7 +138,7 @@ class Snapshot:
     attempts: tuple[ChildJob, ...] = ()
     pods: tuple[PodView, ...] = ()
     plan_file: PlanFile | None = None
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[WarningEvent, ...] = ()
     unreachable_nodes: frozenset[str] = frozenset()
     obstacles: tuple[Obstacle, ...] = ()
 
@@ -154,6 +160,6 @@ class Snapshot:
         """The GPUPool of that name."""
         return next((pool for pool in self.pools if pool.name == name), None)
 
-    def warnings_about(self, uids: Sequence[str]) -> tuple[Warning, ...]:
+    def warnings_about(self, uids: Sequence[str]) -> tuple[WarningEvent, ...]:
         """Warnings about any of the objects."""
         return tuple(warning for warning in self.warnings if warning.object_uid in uids)

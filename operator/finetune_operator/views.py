@@ -69,6 +69,7 @@ def child_job(body: Body) -> ChildJob | None:
         role=role,
         number=number,
         created=parse_time(metadata["creationTimestamp"]),
+        started=parse_time(status["startTime"]) if status.get("startTime") else None,
         deleting="deletionTimestamp" in metadata,
         suspended=bool((body.get("spec") or {}).get("suspend")),
         finished=end.get("type"),

@@ -18,6 +18,7 @@ from tests.api.rest import Api, Object
 from tests.cluster.kwok import ANNOTATIONS
 
 BILLION = 10**9
+PATIENCE = 60.0  # seconds: several times what a step takes on two busy cores
 
 
 class Tenant:
@@ -47,11 +48,11 @@ class Tenant:
         status: Object = self.get(name)["status"]
         return status
 
-    def wait(self, name: str, what: Callable[[Object], Any], seconds: float = 30) -> Object:
+    def wait(self, name: str, what: Callable[[Object], Any], seconds: float = PATIENCE) -> Object:
         """The status once `what` of it is true."""
         return until(lambda: self.status(name), what, seconds)
 
-    def wait_state(self, name: str, state: str, seconds: float = 30) -> Object:
+    def wait_state(self, name: str, state: str, seconds: float = PATIENCE) -> Object:
         """The status once its state is this word."""
         return self.wait(name, lambda status: status.get("state") == state, seconds)
 
@@ -64,7 +65,7 @@ class Tenant:
             labels += f",{naming.LABEL_ATTEMPT}={attempt}"
         return sorted(self.api.list("pods", self.namespace, labels), key=index)
 
-    def running(self, name: str, attempt: int = 1, count: int = 1, seconds: float = 30) -> list[Object]:
+    def running(self, name: str, attempt: int = 1, count: int = 1, seconds: float = PATIENCE) -> list[Object]:
         """The attempt's pods, once so many run and are not being deleted."""
         return until(lambda: self.pods(name, naming.ROLE_TRAINER, attempt),
                      lambda pods: sum(_runs(pod) for pod in pods) == count and pods, seconds)
@@ -85,7 +86,7 @@ class Tenant:
     # -- preflight ------------------------------------------------------------
 
     def preflight(self, name: str, result: Preflight | None = None, *, parameters: int = 7 * BILLION,
-                  seconds: float = 30) -> None:
+                  seconds: float = PATIENCE) -> None:
         """The preflight pod of the job's present generation ends, by default well and with a model of that size."""
         generation = self.get(name)["metadata"]["generation"]
         job = naming.preflight_name(name, self.get(name)["metadata"]["uid"], generation)
@@ -141,7 +142,7 @@ def refused(spec: Mapping[str, Any], failure_class: str, message: str, field: st
                      findings_total=1)
 
 
-def until(look: Callable[[], Any], what: Callable[[Any], Any], seconds: float = 30) -> Any:
+def until(look: Callable[[], Any], what: Callable[[Any], Any], seconds: float = PATIENCE) -> Any:
     """What `look` returns once `what` of it is true; TimeoutError shows what it returned last."""
     deadline = time.monotonic() + seconds
     while True:

@@ -23,6 +23,8 @@ def decide(seen: Snapshot, config: Config) -> Decision:
         return sight.first(seen)
     if status.plan is not None and status.is_true(ConditionType.FINISHED):
         finished.keep(draft)
+    elif status.plan is not None and seen.job.spec is None:
+        sight.unreadable(draft)
     elif status.plan is not None and status.current is not None:
         attempt.go_on(draft)
     elif status.plan is not None:

@@ -11,9 +11,9 @@ from finetune_api.planner import build_references
 from finetune_api.status import ConditionType, Current, State
 from finetune_operator.actions import Create, Release
 from finetune_operator.decide import ending, planning, running, stopping
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import Cause
 from finetune_operator.decide.pods import waits_for_pods
 from finetune_operator.render import AttemptInput, attempt_children, attempt_job
 from finetune_operator.snapshot import ChildJob
@@ -59,11 +59,10 @@ def _create_or_adopt(draft: Draft, current: Current, name: str, child: ChildJob 
 
 
 def _blocked(draft: Draft, name: str) -> bool:
-    for obstacle in draft.seen.obstacles:
-        if obstacle.name == name:
-            ending.could_not_start(draft, Cause(obstacle.failure_class, obstacle.message))
-            return True
-    return False
+    cause = draft.obstacle(name)
+    if cause is not None:
+        ending.could_not_start(draft, cause)
+    return cause is not None
 
 
 def _release(draft: Draft, current: Current, child: ChildJob) -> None:

@@ -10,6 +10,7 @@ from finetune_api.status import ConditionStatus, ConditionType, Failure, FineTun
 from finetune_operator.actions import Action, Decision
 from finetune_operator.clock import format_time
 from finetune_operator.config import Config
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import LONGEST_MESSAGE, PENDING, UNKNOWN, Mark, summarise, transitions
 from finetune_operator.snapshot import Snapshot
 
@@ -45,6 +46,13 @@ class Draft:
     def status(self) -> FineTuneJobStatus:
         """The status with the changes so far, the conditions still as they were."""
         return self.seen.status.model_copy(update=self._changes)
+
+    def obstacle(self, name: str) -> Cause | None:
+        """Why the API server would not create the child of that name, if this reconcile has just tried."""
+        for item in self.seen.obstacles:
+            if item.name == name:
+                return Cause(item.failure_class, item.message)
+        return None
 
     def set(self, **changes: Any) -> None:
         """Changes fields of the status."""

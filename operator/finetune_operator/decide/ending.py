@@ -10,10 +10,11 @@ from finetune_api.failures import MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT, TABLE, F
 from finetune_api.job import TuningType
 from finetune_api.status import Artifacts, AttemptRecord, ConditionType, Current, State
 from finetune_operator.clock import after
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.documents import read_termination
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import Cause, cause_of_failure, checkpoint_in
+from finetune_operator.decide.evidence import cause_of_failure, checkpoint_in
 from finetune_operator.snapshot import ChildJob
 
 KEPT_ATTEMPTS = 5

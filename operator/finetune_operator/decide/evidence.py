@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api.failures import by_exit_code
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.documents import SUCCEEDED, clean, read_termination
 from finetune_operator.snapshot import ChildJob, PodView
 
@@ -17,15 +17,6 @@ _LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
 _DISK = re.compile(r"ephemeral[- ](local )?storage|emptydir", re.IGNORECASE)
 _EXIT_CODE = re.compile(r"failed with exit code (\d{1,3})\b")
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why something ended."""
-
-    failure_class: str
-    message: str
-    field: str | None = None
 
 
 def cause_of_failure(job: ChildJob, pods: Sequence[PodView]) -> Cause:

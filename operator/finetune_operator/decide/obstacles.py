@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from finetune_api.failures import TABLE
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.documents import clean
-from finetune_operator.decide.evidence import Cause
-from finetune_operator.snapshot import ChildJob, PodView, Snapshot, Warning
+from finetune_operator.snapshot import ChildJob, PodView, Snapshot, WarningEvent
 
 _IMAGE = (
     "ErrImagePull",
@@ -76,7 +76,7 @@ def _in_pod(pod: PodView) -> Cause | None:
     return None
 
 
-def _in_warning(warning: Warning) -> Cause | None:
+def _in_warning(warning: WarningEvent) -> Cause | None:
     if warning.reason == "FailedCreate":
         return refusal(warning.message)
     if warning.reason == "FailedMount" and _MISSING.search(warning.message):

@@ -12,9 +12,9 @@ from finetune_api.runfile import RunFile, RunJob
 from finetune_api.status import ConditionType, Plan, State
 from finetune_operator.actions import Create, Delete
 from finetune_operator.decide import preflight
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import Cause
 from finetune_operator.render import plan_config_map
 
 
@@ -78,14 +78,12 @@ def run_file(draft: Draft) -> str | None:
 
 
 def _blocked(draft: Draft, planned: Planned) -> bool:
-    name = _name(draft, planned)
-    for obstacle in draft.seen.obstacles:
-        if obstacle.name == name:
-            draft.mark(ConditionType.QUEUED, TRUE, obstacle.failure_class, obstacle.message)
-            draft.be(State.QUEUED, f"the run file cannot be stored: {obstacle.message}")
-            draft.look(draft.config.retry_base_seconds)
-            return True
-    return False
+    cause = draft.obstacle(_name(draft, planned))
+    if cause is not None:
+        draft.mark(ConditionType.QUEUED, TRUE, cause.failure_class, cause.message)
+        draft.be(State.QUEUED, f"the run file cannot be stored: {cause.message}")
+        draft.look(draft.config.retry_base_seconds)
+    return cause is not None
 
 
 def _make(draft: Draft, trainer_image: str) -> Planned:

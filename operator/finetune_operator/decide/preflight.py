@@ -15,11 +15,13 @@ from finetune_api.planner import build_references, spec_digest
 from finetune_api.status import ConditionType, Preflight, State
 from finetune_operator.actions import Create, Delete, Release
 from finetune_operator.clock import after, seconds_until
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE, UNKNOWN
 from finetune_operator.decide.documents import INFO, read_preflight
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import Cause, cause_of_failure
+from finetune_operator.decide.evidence import cause_of_failure
 from finetune_operator.decide.obstacles import why_not_running
+from finetune_operator.decide.pods import is_lost
 from finetune_operator.render import preflight_config_map, preflight_job
 from finetune_operator.snapshot import ChildJob, PodView
 
@@ -70,6 +72,7 @@ def _start(draft: Draft, name: str) -> None:
             draft.look(remaining)
         else:
             draft.set(next_attempt_time=None)
+            draft.be(State.PREFLIGHT, "preflight is tried again")
         return
     if _blocked(draft, name):
         return
@@ -91,20 +94,24 @@ def _release(draft: Draft, child: ChildJob) -> None:
 
 def _blocked(draft: Draft, name: str) -> bool:
     """Whether the API server would not create the Job or its ConfigMap; says so."""
-    for obstacle in draft.seen.obstacles:
-        if obstacle.name == name:
-            _wait_or_refuse(draft, Cause(obstacle.failure_class, obstacle.message))
-            draft.look(draft.config.retry_base_seconds)
-            return True
-    return False
+    cause = draft.obstacle(name)
+    if cause is not None:
+        _wait_or_refuse(draft, cause)
+        draft.look(draft.config.retry_base_seconds)
+    return cause is not None
 
 
 def _watch(draft: Draft, child: ChildJob, pods: Sequence[PodView]) -> None:
     ended = next((pod for pod in pods if pod.ended or pod.over), None)
-    if ended is not None:
+    lost = next((pod for pod in pods if is_lost(draft, pod)), None)
+    if lost is not None:
+        _count(draft, Cause("NodeLost", f"node {lost.node} stopped answering while pod {lost.name} was on it"))
+    elif ended is not None:
         _take_result(draft, child, ended)
     elif child.finished is not None:
         _count(draft, cause_of_failure(child, pods))
+    elif any(pod.deletion_time is not None for pod in pods):
+        draft.look(draft.config.poll_seconds)
     elif any(pod.running for pod in pods):
         draft.set(failure=None)
         draft.mark(ConditionType.VALIDATED, UNKNOWN, "PreflightRunning")
@@ -115,7 +122,7 @@ def _watch(draft: Draft, child: ChildJob, pods: Sequence[PodView]) -> None:
 
 def _wait_for_start(draft: Draft, child: ChildJob, pods: Sequence[PodView]) -> None:
     cause = why_not_running(draft.seen, child, pods, expected=1)
-    waited = (draft.seen.now - child.created).total_seconds()
+    waited = child.waited(draft.seen.now)
     if waited >= draft.config.preflight_start_seconds and (cause is None or TABLE[cause.failure_class].retriable):
         _count(draft, cause or Cause("Unschedulable", f"the preflight pod did not start within {waited:.0f} s"))
         return

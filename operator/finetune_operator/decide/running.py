@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.status import ConditionType, Current, State
-from finetune_operator.clock import format_time, parse_time
+from finetune_operator.clock import format_time
 from finetune_operator.decide import stopping
+from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import Cause
 from finetune_operator.decide.obstacles import why_not_running
 from finetune_operator.decide.pods import is_lost
 from finetune_operator.snapshot import ChildJob, PodView
@@ -54,7 +54,7 @@ def _start_up(draft: Draft, current: Current, child: ChildJob, pods: Sequence[Po
     plan = draft.status.plan
     pool = draft.seen.pool(plan.pool) if plan is not None else None
     if pool is not None:
-        waited = (draft.seen.now - parse_time(current.start_time)).total_seconds()
+        waited = child.waited(draft.seen.now)
         left = pool.spec.start_timeout_seconds - waited
         if left <= 0:
             _give_up(draft, current, cause, waited)

@@ -1,4 +1,4 @@
-"""The first sight of a job: everything is unknown, and says so."""
+"""The first sight of a job, when everything is unknown; and a planned job that this release cannot read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from finetune_api.status import State
 from finetune_operator.actions import Decision
 from finetune_operator.clock import format_time
 from finetune_operator.decide.conditions import first_sight
+from finetune_operator.decide.draft import Draft
 from finetune_operator.snapshot import Snapshot
 
 
@@ -20,3 +21,10 @@ def first(seen: Snapshot) -> Decision:
         }
     )
     return Decision(status=status)
+
+
+def unreadable(draft: Draft) -> None:
+    """A planned run whose spec another release wrote is left alone, and the message says what cannot be read."""
+    field, why = draft.seen.job.spec_error or ("spec", "unknown")
+    state = draft.seen.status.state or State.PENDING
+    draft.be(state, f"this release of the operator cannot read {field} ({why}); the run is left alone")

@@ -24,7 +24,6 @@ from finetune_operator.render.pod import (
 )
 from finetune_operator.snapshot import ChildJob, JobView
 
-UNHEALTHY_NODE_SECONDS = 30  # how long pods stay on a node that stopped answering
 SECONDS_TO_EXIT = 5  # what is left of the grace period after the agent's own budget
 
 
@@ -142,8 +141,8 @@ def _pod(attempt: AttemptInput, config: Config) -> Manifest:
             {"name": "tmp", "emptyDir": {"sizeLimit": scratch}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _mebi(pool.shared_memory_gib)}},
         ],
-        "tolerations": _tolerations(pool),
     }
+    found["tolerations"] = [*(toleration.to_json() for toleration in pool.tolerations or ()), *found["tolerations"]]
     if pool.node_selector:
         found["nodeSelector"] = dict(pool.node_selector)
     if attempt.avoid_nodes:
@@ -166,19 +165,6 @@ def _resources(pool: GPUPoolSpec, gpus: int) -> Manifest:
 
 def _mebi(gibibytes: float) -> str:
     return f"{round(gibibytes * 1024)}Mi"
-
-
-def _tolerations(pool: GPUPoolSpec) -> list[Manifest]:
-    unhealthy: list[Manifest] = [
-        {
-            "key": f"node.kubernetes.io/{condition}",
-            "operator": "Exists",
-            "effect": "NoExecute",
-            "tolerationSeconds": UNHEALTHY_NODE_SECONDS,
-        }
-        for condition in ("not-ready", "unreachable")
-    ]
-    return [*(toleration.to_json() for toleration in pool.tolerations or ()), *unhealthy]
 
 
 def _avoid(nodes: tuple[str, ...]) -> Manifest:

@@ -14,6 +14,7 @@ from finetune_operator.render.metadata import Manifest
 USER = 65532  # the user that the images declare
 REQUIRED_KEYS = {"s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 RUN_FILE_FOLDER = str(PurePosixPath(naming.RUN_FILE_PATH).parent)
+UNHEALTHY_NODE_SECONDS = 30  # how long pods stay on a node that stopped answering
 NO_SIDECARS = {"sidecar.istio.io/inject": "false"}
 NO_SIDECAR_ANNOTATIONS = {"linkerd.io/inject": "disabled"}
 
@@ -55,6 +56,15 @@ def pod_spec(spec: FineTuneJobSpec, config: Config, references: References) -> M
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        "tolerations": [
+            {
+                "key": f"node.kubernetes.io/{condition}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": UNHEALTHY_NODE_SECONDS,
+            }
+            for condition in ("not-ready", "unreachable")
+        ],
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,

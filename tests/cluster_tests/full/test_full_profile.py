@@ -170,6 +170,7 @@ def test_only_changed_layers_are_moved(cluster: LocalCluster, tmp_path: Path) ->
     )
     cluster.kubectl("wait", "pod/reader", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
     assert cluster.kubectl("logs", "reader") == "two"
+    images.run(images.buildah("rmi", second))
 
 
 def test_the_s3_pod_serves_pods_and_the_test(cluster: LocalCluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -168,3 +169,12 @@ def test_a_job_of_the_same_name_with_another_uid_is_not_ours() -> None:
     foreign = an_attempt(uid="somebody-elses")
     status = decide(look(attempts=(foreign,), pods=()), CONFIG).status
     assert [record.outcome for record in status.attempts] == ["AttemptDeleted"]
+
+
+def test_a_planned_run_that_this_release_cannot_read_is_left_alone() -> None:
+    seen = look()
+    job = replace(seen.job, spec=None, spec_error=("spec.tuning.type", "Input should be 'Full'"))
+    decision = decide(replace(seen, job=job), CONFIG)
+    assert decision.actions == ()
+    assert decision.status.current == seen.status.current
+    assert "cannot read spec.tuning.type" in (decision.status.message or "")

@@ -24,7 +24,9 @@ def test_values_are_parsed() -> None:
             f"{PREFIX}STORAGE_PATH_STYLE": "true",
             f"{PREFIX}STORAGE_ENDPOINT": "https://s3.test:9000",
             f"{PREFIX}RETRY_BASE_SECONDS": "0.5",
-        }, identity="pod-1")
+        },
+        identity="pod-1",
+    )
     assert config.watch_namespaces == ("team-a", "team-b")
     assert config.storage.to_json() == {"endpoint": "https://s3.test:9000", "pathStyle": True}
     assert config.retry_base_seconds == 0.5

@@ -12,7 +12,7 @@ from finetune_api.planner import spec_digest
 from finetune_api.status import ConditionType, Finding, FineTuneJobStatus, Preflight, State
 from finetune_operator.actions import Create, Delete, Release
 from finetune_operator.decide import decide
-from finetune_operator.snapshot import ChildJob, Obstacle, PodView, Snapshot, Warning
+from finetune_operator.snapshot import ChildJob, Obstacle, PodView, Snapshot, WarningEvent
 from tests.unit.operator.builders import (
     CONFIG,
     START,
@@ -208,7 +208,7 @@ def test_a_missing_secret_is_told_at_once_and_the_job_goes_on_when_it_exists(mes
     ],
 )
 def test_a_pod_that_cannot_be_created_is_told_by_its_event(text: str, failure_class: str, failed: bool) -> None:
-    seen = look(warnings=(Warning("pre", "FailedCreate", f"Error creating: {text}"),))
+    seen = look(warnings=(WarningEvent("pre", "FailedCreate", f"Error creating: {text}"),))
     status = decide(seen, CONFIG).status
     validated = status.condition(ConditionType.VALIDATED)
     assert validated is not None
@@ -272,3 +272,11 @@ def test_a_foreign_object_with_the_name_of_a_child_is_told() -> None:
     assert validated is not None
     assert (validated.reason, validated.message) == ("NameTaken", message)
     assert decision.look_again == CONFIG.retry_base_seconds
+
+
+def test_a_preflight_on_a_lost_node_is_tried_again() -> None:
+    stuck = a_pod("pre", role=naming.ROLE_PREFLIGHT, deletion_time=START)
+    seen = look(pods=(stuck,), unreachable_nodes=frozenset({"node-0"}), now=later(CONFIG.node_lost_seconds + 1))
+    status = decide(seen, CONFIG).status
+    assert status.failure is not None and status.failure.failure_class == "NodeLost"
+    assert status.next_attempt_time is not None

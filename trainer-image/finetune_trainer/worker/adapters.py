@@ -36,7 +36,8 @@ def attach_lora(model: PreTrainedModel, lora: RunLora) -> PeftModel:
         return get_peft_model(model, LoraConfig(
             task_type="CAUSAL_LM",
             r=lora.rank,
-            lora_alpha=lora.alpha,
+            # A whole number is written as one: readers of adapter_config.json expect that.
+            lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
             bias=_BIAS[lora.bias],

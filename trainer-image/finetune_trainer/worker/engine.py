@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,13 @@ from finetune_trainer.worker.loss import causal_loss, counted_tokens, next_token
 from finetune_trainer.worker.supervision import Supervision
 from finetune_trainer.worker.zero import assert_zero
 
+if TYPE_CHECKING:
+    _AnyTrainer = Trainer
+else:
+    _AnyTrainer = object  # the mixin stands before whichever trainer it is mixed with
 
-class EngineMixin:
+
+class EngineMixin(_AnyTrainer):
     """Supervision, exact losses, agreed stops, safe checkpoints and token-weighted evaluation for any trainer."""
 
     def __init__(self, *args: Any, supervision: Supervision, split: Split, train: Sequence[EncodedExample],
