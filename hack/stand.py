@@ -90,7 +90,7 @@ def install_chart(cluster: Cluster, images: Built, s3_endpoint: str) -> None:
     values = {
         "images": {"operator": images.operator, "preflight": images.preflight, "trainer": images.trainer},
         "pools": {name: None for name in ("l4", "a40", "a100-40", "a100-80")},
-        "cpuPool": {"enabled": True},
+        "cpuPool": {"enabled": True, "cpu": 0.5},
         "storage": {"endpoint": s3_endpoint, "region": "us-east-1", "pathStyle": True},
         # Two cores hold everything in the test cluster.
         "operator": {"resources": {"requests": {"cpu": "50m", "memory": "128Mi"}}},

@@ -244,7 +244,7 @@ class Progress(Tolerant):
     eta: str = ""
     """For people: "2h04m"."""
     update_time: Time
-    """When the trainer was last asked."""
+    """When the trainer said this; nothing is written while it says the same."""
 
 
 class Current(Tolerant):

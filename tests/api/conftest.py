@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,9 +18,14 @@ from tests.api.history import History
 from tests.api.operator_process import OperatorProcess
 from tests.api.rest import Api, NotFound
 from tests.api.tenant import Tenant, is_true, until
+from tests.cluster import tools
 from tests.cluster.local import LocalCluster
 
-CRDS = Path(__file__).parents[2] / "crds"
+REPO = Path(__file__).parents[2]
+CRDS = REPO / "crds"
+CHART = REPO / "charts" / "finetune-operator"
+NAMESPACE = "finetune-system"
+RELEASE = "finetune"
 # name and accelerator, GiB, US dollars per GPU and hour
 POOLS = (("l4", 24, 0.7), ("a40", 48, 1.1), ("a100-40", 40, 2.0), ("a100-80", 80, 3.0))
 # By default the controllers ask 20 times a second, which a hundred jobs use up for minutes.
@@ -32,7 +38,8 @@ _COUNTER = itertools.count(1)
 def cluster() -> Iterator[LocalCluster]:
     """A control plane of this test process, with our CRDs and fake pods."""
     with LocalCluster("control-plane", private=True, extra_args=UNTHROTTLED) as found:
-        found.start_kwok()
+        # Pods of two test processes on one machine must not share addresses.
+        found.start_kwok(pod_cidr=f"127.{64 + os.getpid() % 64}.0.1/16")
         found.kubectl("apply", "--server-side", *(f"--filename={path}" for path in sorted(CRDS.glob("*.yaml"))))
         yield found
 
@@ -76,13 +83,38 @@ def history(api: Api) -> Iterator[History]:
 
 
 @pytest.fixture(scope="session")
-def operator(cluster: LocalCluster, api: Api, pools: tuple[str, ...], history: History) -> Iterator[OperatorProcess]:
-    """The operator as a process; a test that stops it starts it again."""
-    api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "finetune-system"}})
-    found = OperatorProcess(cluster, cluster.kubeconfig)
-    found.start()
+def operator_process(cluster: LocalCluster) -> Iterator[OperatorProcess]:
+    """The one operator of the cluster, which runs while tests want it, as the chart's service account."""
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated"]
+    found = OperatorProcess(cluster, cluster.kubeconfig_for(f"system:serviceaccount:{NAMESPACE}:{RELEASE}", groups))
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: LocalCluster, api: Api) -> None:
+    """The chart's service account with the chart's rights, and the namespace of the Lease."""
+    api.create("namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    helm = tools.ensure(["helm"])["helm"]
+    shown = [f"--show-only=templates/{name}.yaml" for name in ("serviceaccount", "rbac")]
+    command = [str(helm), "template", RELEASE, str(CHART), f"--namespace={NAMESPACE}", *shown]
+    manifests = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    cluster.kubectl("apply", "--server-side", "-f", "-", input=manifests)
+
+
+@pytest.fixture
+def operator(operator_process: OperatorProcess, installed: None, pools: tuple[str, ...],
+             history: History) -> OperatorProcess:
+    """The operator as a process; a test may stop and start it."""
+    if operator_process.pid is None:
+        operator_process.start()
+    return operator_process
+
+
+@pytest.fixture
+def without_operator(operator_process: OperatorProcess) -> None:
+    """Nobody but the test writes status."""
+    operator_process.stop()
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +138,7 @@ def tenant(api: Api, trainers: FakeTrainers, namespace: str, operator: OperatorP
         for body in api.list(plural, namespace):
             with suppress(NotFound):
                 api.delete(plural, namespace, body["metadata"]["name"])
-    until(lambda: api.list("pods", namespace), lambda pods: not pods, 60)
+    until(lambda: api.list("pods", namespace), lambda pods: not pods)
+    assert operator.pid, f"the operator ended by itself:\n{operator.log[-4000:]}"
     assert history.touched_metadata(namespace) == []
     assert history.repetitions(namespace) == []

@@ -17,8 +17,8 @@ PREFLIGHT_IMAGE = "preflight.test/image:1"
 _SETTINGS = {
     "TRAINER_IMAGE": TRAINER_IMAGE, "PREFLIGHT_IMAGE": PREFLIGHT_IMAGE, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0",
     "RETRY_BASE_SECONDS": "1", "RETRY_MAX_SECONDS": "1", "POLL_SECONDS": "1", "NODE_LOST_SECONDS": "2",
-    "PROGRESS_INTERVAL_SECONDS": "1", "POOLS_RESYNC_SECONDS": "30", "LEASE_DURATION_SECONDS": "3",
-    "LEASE_RENEW_SECONDS": "2", "LEASE_RETRY_SECONDS": "0.5", "IDENTITY": "test",
+    "PROGRESS_INTERVAL_SECONDS": "1", "POOLS_RESYNC_SECONDS": "30",
+    "IDENTITY": "test",  # the same in each life: a restart need not wait until the Lease of a killed one runs out
 }
 
 

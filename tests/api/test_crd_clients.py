@@ -12,6 +12,8 @@ from tests.api import objects
 from tests.api.rest import Api
 from tests.cluster.local import LocalCluster
 
+pytestmark = pytest.mark.usefixtures("without_operator")
+
 PROGRESS = {
     "attempt": 1, "stage": "Training", "step": 420, "totalSteps": 1000, "percent": 42, "loss": 1.234,
     "etaSeconds": 7440, "summary": "42% 420/1000", "lossText": "1.234", "eta": "2h04m",

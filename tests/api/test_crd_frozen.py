@@ -12,6 +12,8 @@ from finetune_api.naming import MANAGER_OPERATOR
 from tests.api import objects
 from tests.api.rest import Api, Object, Refused
 
+pytestmark = pytest.mark.usefixtures("without_operator")
+
 FULL: dict[str, Any] = {
     "objective": {"type": "Supervised"},
     "hyperparameters": {"maxSteps": 100, "learningRate": 2.0e-4},

@@ -136,7 +136,7 @@ def test_a_gang_that_finds_no_room_gives_up_and_uses_no_retry(tenant: Tenant) ->
         tenant.preflight("faq")
         status = tenant.wait("faq", lambda status: condition(status, "Scheduled").get("reason") == "Unschedulable")
         assert "nvidia.com/gpu" in condition(status, "Scheduled")["message"]
-        status = tenant.wait("faq", lambda status: status.get("attempts"), 30)
+        status = tenant.wait("faq", lambda status: status.get("attempts"))
         assert status["attempts"][0]["outcome"] == "Unschedulable"
         assert status.get("failures") is None
         assert not is_true("Failed")(status)

@@ -16,7 +16,7 @@ from finetune_trainer.agent.serving import AgentServer, StartBoard
 from finetune_trainer.agent.workdir import WorkDir
 from tests.api.fake_trainer import FakeTrainers
 
-ADDRESS = "127.64.255.254"
+ADDRESS = "127.200.0.1"
 DOCUMENT = ProgressDocument(attempt=3, stage=Stage.TRAINING, step=420, total_steps=1000, loss=1.25, checkpoint_step=400)
 
 

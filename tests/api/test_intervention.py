@@ -75,7 +75,7 @@ def test_deleting_a_job_takes_all_its_children(tenant: Tenant) -> None:
     tenant.start("faq")
     assert {child.partition("/")[0] for child in children(tenant)} == set(CHILDREN)
     tenant.api.delete("finetunejobs", tenant.namespace, "faq")
-    until(lambda: children(tenant), lambda left: left == [], 40)
+    until(lambda: children(tenant), lambda left: left == [])
     assert tenant.api.find("finetunejobs", tenant.namespace, "faq") is None
 
 
@@ -91,5 +91,5 @@ def test_children_of_a_finished_job_go_after_their_time(tenant: Tenant) -> None:
     [pod] = tenant.start("faq", ttlSecondsAfterFinished=1)
     tenant.succeeds(pod, 100)
     status = tenant.wait("faq", is_true("Succeeded"))
-    until(lambda: tenant.jobs("faq"), lambda jobs: jobs == [], 20)
+    until(lambda: tenant.jobs("faq"), lambda jobs: jobs == [])
     assert tenant.status("faq")["artifacts"] == status["artifacts"]

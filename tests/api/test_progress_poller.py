@@ -20,6 +20,8 @@ from tests.api.tenant import until
 from tests.cluster.kwok import ANNOTATIONS
 from tests.cluster.local import LocalCluster
 
+pytestmark = pytest.mark.usefixtures("without_operator")
+
 SETTINGS = ProgressSettings(interval_seconds=0.3, writes_per_second=20)
 
 

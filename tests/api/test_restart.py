@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from finetune_api import naming
 from tests.api.operator_process import OperatorProcess
 from tests.api.tenant import Tenant, is_true, until
-
-
-@pytest.fixture(autouse=True)
-def alive(operator: OperatorProcess) -> Iterator[None]:
-    """The next test finds a running operator."""
-    yield
-    if operator.pid is None:
-        operator.start()
 
 
 def killed_after(operator: OperatorProcess, seconds: float) -> None:
@@ -84,7 +75,7 @@ def test_a_job_deleted_while_the_operator_was_down_leaves_nothing(operator: Oper
     tenant.start("faq")
     operator.kill()
     tenant.api.delete("finetunejobs", tenant.namespace, "faq")
-    until(lambda: tenant.pods("faq", naming.ROLE_TRAINER), lambda pods: pods == [], 40)
+    until(lambda: tenant.pods("faq", naming.ROLE_TRAINER), lambda pods: pods == [])
     operator.start()
     tenant.start("faq")
     assert_one_attempt(tenant)

@@ -47,6 +47,10 @@ def wrong_key(tenant: Tenant) -> dict[str, Any]:
 
 
 def unknown_model_type(tenant: Tenant) -> dict[str, Any]:
+    for key in tenant.keys("models/tiny/"):
+        tenant.s3.copy_object(
+            Bucket=tenant.namespace, Key=key.replace("tiny", "odd"), CopySource={"Bucket": tenant.namespace, "Key": key}
+        )
     tenant.put("models/odd/config.json", '{"model_type": "oddity", "architectures": ["OddityForCausalLM"]}')
     return {"model": {"uri": f"s3://{tenant.namespace}/models/odd"}}
 
@@ -56,7 +60,7 @@ def unknown_model_type(tenant: Tenant) -> dict[str, Any]:
     [
         (broken_json, "DataInvalid", "spec.dataset.sources[0]", "7"),
         (missing_column, "DataInvalid", "spec.dataset", "answer"),
-        (empty_data, "DataInvalid", "spec.dataset.sources[0]", "empty"),
+        (empty_data, "DataInvalid", "spec.dataset.sources[0]", "holds no record"),
         (missing_file, "DataNotFound", "spec.dataset.sources[0].uri", "absent.jsonl"),
         (missing_bucket, "BucketNotFound", "spec.output.uri", "no-such-bucket-here"),
         (missing_secret, "SecretNotFound", "spec.credentials", "no-such-secret"),

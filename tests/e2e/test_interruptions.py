@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from hack.stand import OPERATOR_NAMESPACE
@@ -42,7 +43,8 @@ def test_suspend_saves_a_checkpoint_and_resume_goes_on_from_it(tenant: Tenant) -
     job["spec"]["suspend"] = True
     tenant.apply(job)
     tenant.stand.wait(tenant.namespace, "pausing", "Suspended", 60)
-    assert tenant.pods("pausing") == []
+    assert [pod for pod in tenant.pods("pausing") if pod["status"]["phase"] == "Running"] == []
+    eventually(lambda: tenant.pods("pausing") == [], "the pods go", 30)
     manifests = [key for key in tenant.keys("out/pausing/checkpoints/") if key.endswith("MANIFEST.json")]
     assert manifests, "the suspended run left no checkpoint"
     job["spec"]["suspend"] = False
@@ -60,19 +62,9 @@ def test_deleting_a_running_job_removes_its_children_and_keeps_its_data(tenant: 
     tenant.until("gone", "a checkpoint", lambda s: s.get("progress", {}).get("checkpointStep", 0) >= 5, 120)
     kubectl = tenant.stand.cluster.kubectl
     kubectl("delete", "ftj", "gone", "-n", tenant.namespace)
-    end = time.monotonic() + 90
-    while left := kubectl(
-        "get",
-        "jobs,pods,configmaps,services,networkpolicies",
-        "-n",
-        tenant.namespace,
-        "-o",
-        "name",
-        "-l",
-        "finetune.dev/job=gone",
-    ).split():
-        assert time.monotonic() < end, f"still there: {left}"
-        time.sleep(1)
+    kinds = "jobs,pods,configmaps,services,networkpolicies"
+    mine = ("get", kinds, "-n", tenant.namespace, "-o", "name", "-l", "finetune.dev/job=gone")
+    eventually(lambda: kubectl(*mine).split() == [], "all children go", 90)
     assert any(key.endswith("MANIFEST.json") for key in tenant.keys("out/gone/checkpoints/"))
 
 
@@ -83,6 +75,14 @@ def test_the_users_object_carries_no_foreign_annotation_or_finalizer(tenant: Ten
     assert "finalizers" not in metadata
     assert set(metadata.get("annotations", {})) <= {"kubectl.kubernetes.io/last-applied-configuration"}
     assert condition(tenant.status("clean"), "Succeeded") == "True"
+
+
+def eventually(holds: Callable[[], bool], what: str, seconds: float) -> None:
+    """Poll until holds(); fails with what was waited for."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
+        time.sleep(1)
 
 
 def status_job(tenant: Tenant, name: str, attempt: int) -> str:

@@ -96,45 +96,13 @@ def attempt_children(attempt: AttemptInput, owner: ChildJob, config: Config) -> 
 
 def _pod(attempt: AttemptInput, config: Config) -> Manifest:
     pool = attempt.pool.spec
-    grace = pool.termination_grace_period_seconds
     volume_list, mounts = volumes(attempt.references, attempt.name)
     scratch = _mebi(pool.per_gpu.ephemeral_storage_gib * attempt.plan.gpus_per_node)
-    command = [
-        "python",
-        "-m",
-        "finetune_trainer.agent",
-        "--run-file",
-        naming.RUN_FILE_PATH,
-        "--stop-budget",
-        str(max(1, grace - SECONDS_TO_EXIT)),
-    ]
     found: Manifest = {
         **pod_spec(attempt.spec, config, attempt.references),
-        "terminationGracePeriodSeconds": grace,
+        "terminationGracePeriodSeconds": pool.termination_grace_period_seconds,
         "subdomain": attempt.name,
-        "containers": [
-            {
-                **container(
-                    naming.TRAINER_CONTAINER,
-                    attempt.plan.trainer_image,
-                    config,
-                    command,
-                    _resources(pool, attempt.plan.gpus_per_node),
-                ),
-                "env": [
-                    {"name": naming.ENV_ATTEMPT, "value": str(attempt.number)},
-                    {"name": naming.ENV_MASTER, "value": f"{attempt.name}-0.{attempt.name}"},
-                    *environment(config, attempt.references),
-                ],
-                "ports": [{"name": "progress", "containerPort": naming.PROGRESS_PORT}],
-                "volumeMounts": [
-                    *mounts,
-                    {"name": "scratch", "mountPath": naming.SCRATCH_PATH},
-                    {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod
-                    {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a volume of the pod
-                ],
-            }
-        ],
+        "containers": [_trainer(attempt, config, mounts)],
         "volumes": [
             *volume_list,
             {"name": "scratch", "emptyDir": {"sizeLimit": scratch}},
@@ -148,6 +116,29 @@ def _pod(attempt: AttemptInput, config: Config) -> Manifest:
     if attempt.avoid_nodes:
         found["affinity"] = _avoid(attempt.avoid_nodes)
     return found
+
+
+def _trainer(attempt: AttemptInput, config: Config, mounts: list[Manifest]) -> Manifest:
+    pool = attempt.pool.spec
+    budget = max(1, pool.termination_grace_period_seconds - SECONDS_TO_EXIT)
+    agent = ["python", "-m", "finetune_trainer.agent"]
+    command = [*agent, "--run-file", naming.RUN_FILE_PATH, "--stop-budget", str(budget)]
+    resources = _resources(pool, attempt.plan.gpus_per_node)
+    return {
+        **container(naming.TRAINER_CONTAINER, attempt.plan.trainer_image, config, command, resources),
+        "env": [
+            {"name": naming.ENV_ATTEMPT, "value": str(attempt.number)},
+            {"name": naming.ENV_MASTER, "value": f"{attempt.name}-0.{attempt.name}"},
+            *environment(config, attempt.references),
+        ],
+        "ports": [{"name": "progress", "containerPort": naming.PROGRESS_PORT}],
+        "volumeMounts": [
+            *mounts,
+            {"name": "scratch", "mountPath": naming.SCRATCH_PATH},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  a volume of the pod
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108  a volume of the pod
+        ],
+    }
 
 
 def _resources(pool: GPUPoolSpec, gpus: int) -> Manifest:
