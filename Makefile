@@ -55,7 +55,7 @@ lint: $(VENV) ## ruff, mypy, import contracts, helm lint, schema of the examples
 	@sh hack/bootstrap.sh chart
 	.venv/bin/ruff check .
 	.venv/bin/mypy
-	.venv/bin/lint-imports --no-cache
+	.venv/bin/lint-imports --no-cache --no-logo
 	$(PY) -m tests.cluster tools helm > /dev/null
 	$(FINETUNE_CACHE)/bin/current/helm lint --strict charts/finetune-operator
 	$(PY) -m hack.check_examples
@@ -68,13 +68,14 @@ test-unit: $(VENV) ## Pure code, under a minute
 test-train: $(VENV) ## The trainer as processes, with a real S3 server
 	@sh hack/bootstrap.sh train
 	$(PY) -m tests.cluster tools versitygw > /dev/null
-	$(PYTEST) tests/train -q
+	$(PYTEST) tests/train -n 2 --dist loadfile -q
 
 .PHONY: test-api
 test-api: $(VENV) ## The operator against a real API server, with simulated nodes
 	@sh hack/bootstrap.sh api
 	$(PY) -m tests.cluster tools api > /dev/null
-	$(PYTEST) tests/api tests/chart tests/cluster_tests/fast -q
+	$(PYTEST) tests/api -n 2 --dist loadfile -q
+	$(PYTEST) tests/chart tests/cluster_tests/fast -q
 
 .PHONY: test-e2e
 test-e2e: $(VENV) ## Chart, images and pods on a real cluster

@@ -51,8 +51,10 @@ async def run(config: Config) -> int:
     stop = asyncio.Event()
     _on_signals(stop)
     api: Any = await connect()  # its close has no type hints
-    # The Lease's requests must fail well before the renew deadline.
-    elector = Elector(Kube(api, request_seconds=config.lease_renew_seconds / 3), config)
+    # The Lease has connections of its own, so that it never waits behind other requests, and its requests fail well
+    # before the renew deadline.
+    lease_api: Any = await connect()
+    elector = Elector(Kube(lease_api, request_seconds=config.lease_renew_seconds / 3), config)
     runner = await serve(health, config.http_host, config.http_port)
     measuring = asyncio.create_task(health.measure())
     try:
@@ -69,6 +71,7 @@ async def run(config: Config) -> int:
         measuring.cancel()
         await runner.cleanup()
         await api.close()
+        await lease_api.close()
 
 
 async def _lead(config: Config, api: Any, elector: Elector, health: Health, stop: asyncio.Event) -> int:

@@ -11,7 +11,7 @@ from finetune_operator.apply import apply
 from finetune_operator.config import Config
 from finetune_operator.decide import decide
 from finetune_operator.events import publish
-from finetune_operator.kube import Kube
+from finetune_operator.kube import Kube, NotFound
 from finetune_operator.observe import observe
 from finetune_operator.status import write_status
 
@@ -40,7 +40,10 @@ class Reconciler:
             obstacle = await apply(self.kube, seen.job.namespace, decision.actions)
             if obstacle is not None:
                 decision = decide(replace(seen, obstacles=(obstacle,)), self.config)
-            written = await write_status(self.kube, seen.job, decision.status)
+            try:
+                written = await write_status(self.kube, seen.job, decision.status)
+            except NotFound:
+                return None  # deleted since it was read
             if written:
                 metrics.STATUS_WRITES.inc()
                 log.info("status", job=key, state=decision.status.state, message=decision.status.message)

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from tests.api import objects
 from tests.api.fake_trainer import FakeTrainers
 from tests.api.history import History
 from tests.api.operator_process import OperatorProcess
-from tests.api.rest import Api, NotFound
+from tests.api.rest import Api
 from tests.api.tenant import Tenant, is_true, until
 from tests.cluster import tools
 from tests.cluster.local import LocalCluster
@@ -29,9 +28,17 @@ RELEASE = "finetune"
 # name and accelerator, GiB, US dollars per GPU and hour
 POOLS = (("l4", 24, 0.7), ("a40", 48, 1.1), ("a100-40", 40, 2.0), ("a100-80", 80, 3.0))
 # By default the controllers ask 20 times a second, which a hundred jobs use up for minutes.
-UNTHROTTLED = {name: ["--kube-api-qps=300", "--kube-api-burst=600"] for name in
-               ("kube-controller-manager", "kube-scheduler")}
+UNTHROTTLED = {
+    name: ["--kube-api-qps=300", "--kube-api-burst=600"] for name in ("kube-controller-manager", "kube-scheduler")
+}
 _COUNTER = itertools.count(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests measured, also where their output is captured."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{name}: {value}")
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +56,10 @@ def api(cluster: LocalCluster) -> Api:
     """Requests as cluster admin, once our kinds are served."""
     found = Api(cluster.kubeconfig)
     crds = "customresourcedefinitions"
-    until(lambda: [is_true("Established")(crd.get("status", {})) for crd in found.list(crds)],
-          lambda served: served == [True, True])
+    until(
+        lambda: [is_true("Established")(crd.get("status", {})) for crd in found.list(crds)],
+        lambda served: served == [True, True],
+    )
     return found
 
 
@@ -103,8 +112,9 @@ def installed(cluster: LocalCluster, api: Api) -> None:
 
 
 @pytest.fixture
-def operator(operator_process: OperatorProcess, installed: None, pools: tuple[str, ...],
-             history: History) -> OperatorProcess:
+def operator(
+    operator_process: OperatorProcess, installed: None, pools: tuple[str, ...], history: History
+) -> OperatorProcess:
     """The operator as a process; a test may stop and start it."""
     if operator_process.pid is None:
         operator_process.start()
@@ -125,19 +135,18 @@ def trainers() -> Iterator[FakeTrainers]:
 
 
 @pytest.fixture
-def tenant(api: Api, trainers: FakeTrainers, namespace: str, operator: OperatorProcess,
-           history: History) -> Iterator[Tenant]:
+def tenant(
+    api: Api, trainers: FakeTrainers, namespace: str, operator: OperatorProcess, history: History
+) -> Iterator[Tenant]:
     """A tenant with a namespace of her own. Afterwards nothing of hers holds GPUs, and these hold for every test:
 
     no Kopf annotation and no finalizer was ever on her jobs, and no two writes in a row said the same.
     """
     found = Tenant(api, trainers, namespace)
     yield found
-    # The Jobs too: the garbage collector learns of new kinds only every 30 s.
-    for plural in ("finetunejobs", "jobs"):
-        for body in api.list(plural, namespace):
-            with suppress(NotFound):
-                api.delete(plural, namespace, body["metadata"]["name"])
+    # The children too: the garbage collector learns of new kinds only every 30 s, and is slow with a hundred jobs.
+    for plural in ("finetunejobs", "jobs", "pods"):
+        api.delete_all(plural, namespace)
     until(lambda: api.list("pods", namespace), lambda pods: not pods)
     assert operator.pid, f"the operator ended by itself:\n{operator.log[-4000:]}"
     assert history.touched_metadata(namespace) == []

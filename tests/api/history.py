@@ -37,8 +37,10 @@ class Version:
         body = deepcopy(self.body)
         for name in ("resourceVersion", "managedFields"):
             body["metadata"].pop(name, None)
-        return json.dumps({"metadata": body["metadata"], "spec": body["spec"], "status": _timeless(body.get("status"))},
-                          sort_keys=True)
+        return json.dumps(
+            {"metadata": body["metadata"], "spec": body["spec"], "status": _timeless(body.get("status"))},
+            sort_keys=True,
+        )
 
 
 class History:
@@ -74,8 +76,11 @@ class History:
     def touched_metadata(self, namespace: str) -> list[Object]:
         """Metadata with annotations or finalizers, which only an operator that misbehaves would write."""
         metas = [version.body["metadata"] for version in self.of(namespace)]
-        return [meta for meta in metas
-                if meta.get("finalizers") or any("kopf" in key for key in meta.get("annotations", {}))]
+        return [
+            meta
+            for meta in metas
+            if meta.get("finalizers") or any("kopf" in key for key in meta.get("annotations", {}))
+        ]
 
     def _collect(self) -> None:
         while not self._ended.is_set():

@@ -15,9 +15,16 @@ NAME = "operator"
 TRAINER_IMAGE = "trainer.test/image:1"
 PREFLIGHT_IMAGE = "preflight.test/image:1"
 _SETTINGS = {
-    "TRAINER_IMAGE": TRAINER_IMAGE, "PREFLIGHT_IMAGE": PREFLIGHT_IMAGE, "HTTP_HOST": "127.0.0.1", "HTTP_PORT": "0",
-    "RETRY_BASE_SECONDS": "1", "RETRY_MAX_SECONDS": "1", "POLL_SECONDS": "1", "NODE_LOST_SECONDS": "2",
-    "PROGRESS_INTERVAL_SECONDS": "1", "POOLS_RESYNC_SECONDS": "30",
+    "TRAINER_IMAGE": TRAINER_IMAGE,
+    "PREFLIGHT_IMAGE": PREFLIGHT_IMAGE,
+    "HTTP_HOST": "127.0.0.1",
+    "HTTP_PORT": "0",
+    "RETRY_BASE_SECONDS": "1",
+    "RETRY_MAX_SECONDS": "1",
+    "POLL_SECONDS": "1",
+    "NODE_LOST_SECONDS": "2",
+    "PROGRESS_INTERVAL_SECONDS": "1",
+    "POOLS_RESYNC_SECONDS": "30",
     "IDENTITY": "test",  # the same in each life: a restart need not wait until the Lease of a killed one runs out
 }
 
@@ -43,8 +50,11 @@ class OperatorProcess:
     def start(self, **settings: str) -> None:
         """Runs from now on; does not wait until it leads."""
         env = {f"FINETUNE_OPERATOR_{name}": value for name, value in {**_SETTINGS, **settings}.items()}
-        env |= {"KUBECONFIG": str(self._kubeconfig), "PYTHONPATH": f"{REPO / 'api'}:{REPO / 'operator'}",
-                "PYTHONUNBUFFERED": "1"}
+        env |= {
+            "KUBECONFIG": str(self._kubeconfig),
+            "PYTHONPATH": f"{REPO / 'api'}:{REPO / 'operator'}",
+            "PYTHONUNBUFFERED": "1",
+        }
         argv = [sys.executable, "-m", "finetune_operator"]
         self._cluster.table.start(Component(NAME, argv, env, dies_with_parent=True))
 

@@ -92,8 +92,9 @@ class Api:
         path = _path(plural, namespace, name, status=status)
         return self._call("PATCH", path, body=body, content="application/merge-patch+json")
 
-    def apply(self, plural: str, body: Mapping[str, Any], *, manager: str, force: bool = True,
-              status: bool = False) -> Object:
+    def apply(
+        self, plural: str, body: Mapping[str, Any], *, manager: str, force: bool = True, status: bool = False
+    ) -> Object:
         """The object after a server-side apply."""
         meta = body["metadata"]
         query = {"fieldManager": manager, "force": str(force).lower(), "fieldValidation": "Strict"}
@@ -104,6 +105,11 @@ class Api:
         """Asks for deletion; raises NotFound when there is nothing."""
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
         self._call("DELETE", _path(plural, namespace, name), body=body)
+
+    def delete_all(self, plural: str, namespace: str) -> None:
+        """All objects of a namespace go without grace; their children follow by garbage collection."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background", "gracePeriodSeconds": 0}
+        self._call("DELETE", _path(plural, namespace), body=body)
 
     def evict(self, namespace: str, pod: str) -> None:
         """Asks for the pod's eviction, as a drain does: the pod gets the condition DisruptionTarget."""
@@ -119,16 +125,31 @@ class Api:
             *lines, rest = (rest + chunk).split(b"\n")
             yield from (json.loads(line) for line in lines if line)
 
-    def _call(self, method: str, path: str, *, body: Any = None, content: str = "application/json",
-              query: Mapping[str, str] | None = None) -> Object:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: str = "application/json",
+        query: Mapping[str, str] | None = None,
+    ) -> Object:
         response = self._send(method, path, body=body, content=content, query=query)
         answer: Object = json.loads(response.read())
         if response.status >= 300:
             raise (NotFound if response.status == 404 else Refused)(response.status, answer)
         return answer
 
-    def _send(self, method: str, path: str, *, body: Any = None, content: str = "application/json",
-              query: Mapping[str, str] | None = None, timeout: float = 60) -> Any:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        content: str = "application/json",
+        query: Mapping[str, str] | None = None,
+        timeout: float = 60,
+    ) -> Any:
         url = self._host + path + ("?" + urlencode(query) if query else "")
         headers = {"Content-Type": content, "Accept": "application/json"}
         try:

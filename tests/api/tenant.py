@@ -67,8 +67,11 @@ class Tenant:
 
     def running(self, name: str, attempt: int = 1, count: int = 1, seconds: float = PATIENCE) -> list[Object]:
         """The attempt's pods, once so many run and are not being deleted."""
-        return until(lambda: self.pods(name, naming.ROLE_TRAINER, attempt),
-                     lambda pods: sum(_runs(pod) for pod in pods) == count and pods, seconds)
+        return until(
+            lambda: self.pods(name, naming.ROLE_TRAINER, attempt),
+            lambda pods: sum(_runs(pod) for pod in pods) == count and pods,
+            seconds,
+        )
 
     def end(self, pod: Object, message: str = "", exit_code: int = 0, reason: str | None = None) -> None:
         """The pod's containers end."""
@@ -85,13 +88,17 @@ class Tenant:
 
     # -- preflight ------------------------------------------------------------
 
-    def preflight(self, name: str, result: Preflight | None = None, *, parameters: int = 7 * BILLION,
-                  seconds: float = PATIENCE) -> None:
+    def preflight(
+        self, name: str, result: Preflight | None = None, *, parameters: int = 7 * BILLION, seconds: float = PATIENCE
+    ) -> None:
         """The preflight pod of the job's present generation ends, by default well and with a model of that size."""
         generation = self.get(name)["metadata"]["generation"]
         job = naming.preflight_name(name, self.get(name)["metadata"]["uid"], generation)
-        pods = until(lambda: self.api.list("pods", self.namespace, f"batch.kubernetes.io/job-name={job}"),
-                     lambda found: sum(_runs(pod) for pod in found) == 1 and found, seconds)
+        pods = until(
+            lambda: self.api.list("pods", self.namespace, f"batch.kubernetes.io/job-name={job}"),
+            lambda found: sum(_runs(pod) for pod in found) == 1 and found,
+            seconds,
+        )
         found = result or passed(self.get(name)["spec"], parameters)
         code = 0 if found.ok else TABLE[found.findings[0].failure_class].exit_code
         assert code is not None
@@ -108,13 +115,15 @@ class Tenant:
     def trains(self, pod: Object, step: int, total: int, attempt: int = 1, **facts: Any) -> None:
         """The pod's agent answers with this progress from now on."""
         document = ProgressDocument.model_validate(
-            {"attempt": attempt, "stage": Stage.TRAINING, "step": step, "total_steps": total, **facts})
+            {"attempt": attempt, "stage": Stage.TRAINING, "step": step, "total_steps": total, **facts}
+        )
         self.trainers.says(pod["status"]["podIP"], document)
 
     def succeeds(self, pod: Object, step: int, **facts: Any) -> None:
         """The pod ends with the agent's message of success."""
         message = TerminationMessage.model_validate(
-            {"outcome": "Succeeded", "step": step, "checkpoint_step": step, "artifact": "adapter", **facts})
+            {"outcome": "Succeeded", "step": step, "checkpoint_step": step, "artifact": "adapter", **facts}
+        )
         self.end(pod, message.encode().decode())
 
     def fails(self, pod: Object, failure_class: str, message: str = "it broke", **facts: Any) -> None:
@@ -128,18 +137,36 @@ class Tenant:
 def passed(spec: Mapping[str, Any], parameters: int = 7 * BILLION) -> Preflight:
     """What preflight says of a good job with a model of that size."""
     return Preflight(
-        ok=True, spec_digest=spec_digest(FineTuneJobSpec.from_json(spec)),
-        model=ModelFacts(model_type="llama", parameters=parameters, weight_bytes=2 * parameters, hidden_size=4096,
-                         layers=32, vocabulary_size=32000, max_positions=4096, digest="sha256:0a"),
-        data=DataFacts(rows=1000, format="PromptCompletion", tokens=500_000, longest_tokens=1024, p95_tokens=800,
-                       bytes=2_000_000, digest="sha256:0b"))
+        ok=True,
+        spec_digest=spec_digest(FineTuneJobSpec.from_json(spec)),
+        model=ModelFacts(
+            model_type="llama",
+            parameters=parameters,
+            weight_bytes=2 * parameters,
+            hidden_size=4096,
+            layers=32,
+            vocabulary_size=32000,
+            max_positions=4096,
+            digest="sha256:0a",
+        ),
+        data=DataFacts(
+            rows=1000,
+            format="PromptCompletion",
+            tokens=500_000,
+            longest_tokens=1024,
+            p95_tokens=800,
+            bytes=2_000_000,
+            digest="sha256:0b",
+        ),
+    )
 
 
 def refused(spec: Mapping[str, Any], failure_class: str, message: str, field: str | None = None) -> Preflight:
     """What preflight says of a job with one fault."""
     finding = Finding(failure_class=failure_class, message=message, field=field)
-    return Preflight(ok=False, spec_digest=spec_digest(FineTuneJobSpec.from_json(spec)), findings=[finding],
-                     findings_total=1)
+    return Preflight(
+        ok=False, spec_digest=spec_digest(FineTuneJobSpec.from_json(spec)), findings=[finding], findings_total=1
+    )
 
 
 def until(look: Callable[[], Any], what: Callable[[Any], Any], seconds: float = PATIENCE) -> Any:

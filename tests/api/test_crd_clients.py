@@ -15,8 +15,16 @@ from tests.cluster.local import LocalCluster
 pytestmark = pytest.mark.usefixtures("without_operator")
 
 PROGRESS = {
-    "attempt": 1, "stage": "Training", "step": 420, "totalSteps": 1000, "percent": 42, "loss": 1.234,
-    "etaSeconds": 7440, "summary": "42% 420/1000", "lossText": "1.234", "eta": "2h04m",
+    "attempt": 1,
+    "stage": "Training",
+    "step": 420,
+    "totalSteps": 1000,
+    "percent": 42,
+    "loss": 1.234,
+    "etaSeconds": 7440,
+    "summary": "42% 420/1000",
+    "lossText": "1.234",
+    "eta": "2h04m",
     "updateTime": "2026-01-01T00:00:00Z",
 }
 
@@ -64,8 +72,19 @@ def test_kubectl_explain_describes_a_nested_field(cluster: LocalCluster) -> None
 
 def test_kubectl_get_shows_how_a_run_stands(cluster: LocalCluster, api: Api, namespace: str) -> None:
     api.create("finetunejobs", objects.job("faq", namespace))
-    write_status(api, namespace, "faq", {"observedGeneration": 1, "state": "Training", "attempt": 1,
-                                         "plan": objects.plan("a40"), "message": "goes well"}, MANAGER_OPERATOR)
+    write_status(
+        api,
+        namespace,
+        "faq",
+        {
+            "observedGeneration": 1,
+            "state": "Training",
+            "attempt": 1,
+            "plan": objects.plan("a40"),
+            "message": "goes well",
+        },
+        MANAGER_OPERATOR,
+    )
     write_status(api, namespace, "faq", {"progress": {**PROGRESS, "checkpointStep": 400}}, MANAGER_PROGRESS)
     header, row = cluster.kubectl("get", "ftj", "-n", namespace).splitlines()
     assert header.split() == ["NAME", "STATE", "PROGRESS", "LOSS", "ETA", "POOL", "ATTEMPT", "AGE"]
@@ -83,8 +102,12 @@ def test_the_two_writers_of_status_leave_each_other_alone(api: Api, namespace: s
 
 
 def test_applying_the_same_file_again_changes_nothing(cluster: LocalCluster, api: Api, namespace: str) -> None:
-    body = objects.job("faq", namespace, hyperparameters={"learningRate": 2.0e-4, "epochs": 3},
-                       dataset={"sources": [{"uri": "s3://b/a", "weight": 2}], "validation": {"fraction": 0.1}})
+    body = objects.job(
+        "faq",
+        namespace,
+        hyperparameters={"learningRate": 2.0e-4, "epochs": 3},
+        dataset={"sources": [{"uri": "s3://b/a", "weight": 2}], "validation": {"fraction": 0.1}},
+    )
     first = api.apply("finetunejobs", body, manager="gitops")
     write_status(api, namespace, "faq", {"observedGeneration": 1, "state": "Queued"}, MANAGER_OPERATOR)
     again = api.apply("finetunejobs", body, manager="gitops", force=False)

@@ -42,8 +42,11 @@ CHANGED: dict[str, Any] = {
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
 OPTIONAL = [name for name in FROZEN_FIELDS if name not in REQUIRED]
 MUTABLE: dict[str, tuple[Any, Any]] = {
-    "suspend": (True, False), "cancel": (False, True), "retry": ({"maxFailures": 1}, {"maxFailures": 2}),
-    "deadlineSeconds": (60, 120), "ttlSecondsAfterFinished": (60, 0),
+    "suspend": (True, False),
+    "cancel": (False, True),
+    "retry": ({"maxFailures": 1}, {"maxFailures": 2}),
+    "deadlineSeconds": (60, 120),
+    "ttlSecondsAfterFinished": (60, 0),
 }
 
 
@@ -51,8 +54,12 @@ def planned(api: Api, body: Object) -> Object:
     """The job as it stands once the operator has written its plan."""
     created = api.create("finetunejobs", body)
     meta = {key: created["metadata"][key] for key in ("name", "namespace")}
-    status = {"apiVersion": body["apiVersion"], "kind": body["kind"], "metadata": meta,
-              "status": {"observedGeneration": 1, "plan": objects.plan()}}
+    status = {
+        "apiVersion": body["apiVersion"],
+        "kind": body["kind"],
+        "metadata": meta,
+        "status": {"observedGeneration": 1, "plan": objects.plan()},
+    }
     return api.apply("finetunejobs", status, manager=MANAGER_OPERATOR, status=True)
 
 
@@ -124,7 +131,9 @@ def test_before_the_plan_every_field_may_be_mended(api: Api, namespace: str) -> 
 def test_several_edits_are_all_named(api: Api, namespace: str) -> None:
     stored = planned(api, objects.job("faq", namespace, **FULL))
     with pytest.raises(Refused) as refusal:
-        api.patch("finetunejobs", namespace, "faq", {"spec": {"model": {"revision": "v2"}, "output": {"uri": "s3://b/q"}}})
+        api.patch(
+            "finetunejobs", namespace, "faq", {"spec": {"model": {"revision": "v2"}, "output": {"uri": "s3://b/q"}}}
+        )
     assert refusal.value.fields == ["spec.model", "spec.output"]
     assert api.get("finetunejobs", namespace, "faq")["metadata"]["generation"] == stored["metadata"]["generation"]
 

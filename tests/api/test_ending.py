@@ -24,9 +24,13 @@ def test_an_error_of_the_user_ends_the_job_at_once(cluster: LocalCluster, tenant
     status = tenant.status("faq")
     assert status["state"] == "Failed"
     assert status["failure"] == {
-        "class": "DataInvalid", "message": message, "field": "spec.dataset.sources[0]", "retriable": False,
+        "class": "DataInvalid",
+        "message": message,
+        "field": "spec.dataset.sources[0]",
+        "retriable": False,
         "hint": "Correct the rows that the message lists and apply the job again.",
-        "runbook": "docs/failures.md#datainvalid"}
+        "runbook": "docs/failures.md#datainvalid",
+    }
     assert condition(status, "Failed")["reason"] == condition(status, "Stalled")["reason"] == "DataInvalid"
     assert outcomes(tenant) == [(1, "DataInvalid")]
     time.sleep(2)
@@ -59,10 +63,13 @@ def test_the_retry_budget_ends(tenant: Tenant) -> None:
     assert outcomes(tenant) == [(1, "Hang"), (2, "Hang")]
 
 
-@pytest.mark.parametrize(("code", "reason", "failure_class"), [
-    (137, "OOMKilled", "OutOfHostMemory"), (82, None, "DiskFull"), (3, None, "Unknown")])
+@pytest.mark.parametrize(
+    ("code", "reason", "failure_class"),
+    [(137, "OOMKilled", "OutOfHostMemory"), (82, None, "DiskFull"), (3, None, "Unknown")],
+)
 def test_a_pod_that_leaves_no_message_is_known_by_its_exit(
-        tenant: Tenant, code: int, reason: str | None, failure_class: str) -> None:
+    tenant: Tenant, code: int, reason: str | None, failure_class: str
+) -> None:
     [pod] = tenant.start("faq", retry={"maxFailures": 0})
     tenant.end(pod, "", code, reason)
     status = tenant.wait("faq", is_true("Failed"))
@@ -109,8 +116,10 @@ def test_one_pod_of_a_gang_ends_the_whole_attempt(tenant: Tenant) -> None:
     status = tenant.wait("faq", lambda status: status.get("failures") == 1)
     assert status["failure"]["class"] == "OutOfGpuMemory"
     assert len(tenant.running("faq", attempt=2, count=2)) == 2
-    until(lambda: [pod for pod in tenant.pods("faq", "trainer", 1) if pod["status"]["phase"] == "Running"],
-          lambda left: not left)
+    until(
+        lambda: [pod for pod in tenant.pods("faq", "trainer", 1) if pod["status"]["phase"] == "Running"],
+        lambda left: not left,
+    )
 
 
 def test_a_lost_node_is_avoided_by_the_next_attempt(cluster: LocalCluster, tenant: Tenant) -> None:

@@ -10,8 +10,11 @@ CHILDREN = ("jobs", "pods", "configmaps", "services")
 
 def children(tenant: Tenant) -> list[str]:
     """kind/name of everything that carries the job's label."""
-    return [f"{plural}/{found['metadata']['name']}" for plural in CHILDREN
-            for found in tenant.api.list(plural, tenant.namespace, f"{naming.LABEL_JOB}=faq")]
+    return [
+        f"{plural}/{found['metadata']['name']}"
+        for plural in CHILDREN
+        for found in tenant.api.list(plural, tenant.namespace, f"{naming.LABEL_JOB}=faq")
+    ]
 
 
 def test_suspend_frees_the_gpus_and_resume_goes_on(tenant: Tenant) -> None:

@@ -64,8 +64,9 @@ def test_a_refused_job_is_mended_in_place_and_runs_as_mended(tenant: Tenant) -> 
     status = tenant.wait_state("faq", "Training")
     assert condition(status, "Failed")["status"] == condition(status, "Stalled")["status"] == "False"
     assert "failure" not in status
-    run_file = tenant.api.get("configmaps", tenant.namespace,
-                              naming.attempt_name("faq", job["metadata"]["uid"], 1))["data"]
+    run_file = tenant.api.get("configmaps", tenant.namespace, naming.attempt_name("faq", job["metadata"]["uid"], 1))[
+        "data"
+    ]
     assert "s3://team-a/train.jsonl" in str(run_file)
     assert "tarin" not in str(run_file)
 
@@ -97,7 +98,8 @@ def test_a_preflight_that_cannot_reach_the_storage_is_tried_again(tenant: Tenant
     tenant.preflight("faq", refused(job["spec"], "StorageUnavailable", "s3.example.com did not answer"))
     status = tenant.wait("faq", lambda status: status.get("failures") == 1)
     assert not is_true("Failed")(status)
-    until(lambda: [pod for pod in tenant.pods("faq", naming.ROLE_PREFLIGHT) if pod["status"]["phase"] == "Running"],
-          bool)
+    until(
+        lambda: [pod for pod in tenant.pods("faq", naming.ROLE_PREFLIGHT) if pod["status"]["phase"] == "Running"], bool
+    )
     tenant.preflight("faq")
     tenant.running("faq")

@@ -14,13 +14,20 @@ from tests.cluster.local import LocalCluster
 GANGS = [("l4", 1, 1), ("a40", 4, 1), ("a100-40", 8, 1), ("a100-80", 8, 2)]
 
 # billions of parameters, method -> the cheapest pool that fits, GPUs
-CHEAPEST = [(1, "Full", "l4", 1), (7, "QLoRA", "l4", 1), (13, "LoRA", "a40", 1), (30, "LoRA", "a40", 2),
-            (70, "QLoRA", "a40", 1), (30, "Full", "a100-80", 8)]
+CHEAPEST = [
+    (1, "Full", "l4", 1),
+    (7, "QLoRA", "l4", 1),
+    (13, "LoRA", "a40", 1),
+    (30, "LoRA", "a40", 2),
+    (70, "QLoRA", "a40", 1),
+    (30, "Full", "a100-80", 8),
+]
 
 
 @pytest.mark.parametrize(("pool", "gpus", "nodes"), GANGS)
 def test_a_pinned_job_gets_the_pods_of_its_pool(
-        cluster: LocalCluster, tenant: Tenant, pool: str, gpus: int, nodes: int) -> None:
+    cluster: LocalCluster, tenant: Tenant, pool: str, gpus: int, nodes: int
+) -> None:
     pods = tenant.start("faq", count=nodes, resources={"pool": pool, "gpus": gpus, "nodes": nodes})
     for pod in pods:
         spec = pod["spec"]
@@ -42,7 +49,8 @@ def test_a_pinned_job_gets_the_pods_of_its_pool(
 
 @pytest.mark.parametrize(("billions", "method", "pool", "gpus"), CHEAPEST)
 def test_without_a_pin_the_cheapest_pool_that_fits_is_taken(
-        tenant: Tenant, billions: int, method: str, pool: str, gpus: int) -> None:
+    tenant: Tenant, billions: int, method: str, pool: str, gpus: int
+) -> None:
     [pod] = tenant.start("faq", parameters=billions * BILLION, tuning={"type": method})
     assert pod["spec"]["nodeSelector"] == {"gpu-pool": pool}
     assert pod["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == str(gpus)

@@ -22,20 +22,26 @@ def new_pool(api: Api, operator: OperatorProcess) -> Iterator[str]:
 
 
 def test_a_pool_becomes_ready_with_its_first_whole_node(cluster: LocalCluster, api: Api, new_pool: str) -> None:
-    pool = until(lambda: api.get("gpupools", None, new_pool),
-                 lambda pool: condition(pool["status"], "Ready").get("status") == "False")
+    pool = until(
+        lambda: api.get("gpupools", None, new_pool),
+        lambda pool: condition(pool["status"], "Ready").get("status") == "False",
+    )
     assert condition(pool["status"], "Ready")["reason"] == "NoNodes"
     assert pool["status"]["observedGeneration"] == pool["metadata"]["generation"]
     cluster.nodes.add("h100-0", gpus=8, labels={"gpu-pool": new_pool}, taints=[objects.GPU_TAINT])
     try:
-        status = until(lambda: api.get("gpupools", None, new_pool)["status"],
-                       lambda status: condition(status, "Ready")["status"] == "True")
+        status = until(
+            lambda: api.get("gpupools", None, new_pool)["status"],
+            lambda status: condition(status, "Ready")["status"] == "True",
+        )
         assert (status["nodes"], status["capacity"], status["running"], status["waiting"]) == (1, 8, 0, 0)
         row = cluster.kubectl("get", "gpupools", new_pool, "--no-headers").split()
         assert row[:-1] == ["h100", "h100", "80", "8", "16", "false", "True"]
         cluster.kubectl("cordon", "h100-0")
-        status = until(lambda: api.get("gpupools", None, new_pool)["status"],
-                       lambda status: condition(status, "Ready")["status"] == "False")
+        status = until(
+            lambda: api.get("gpupools", None, new_pool)["status"],
+            lambda status: condition(status, "Ready")["status"] == "False",
+        )
         assert condition(status, "Ready")["reason"] == "NodesNotReady"
         assert status["capacity"] == 0
     finally:

@@ -31,20 +31,51 @@ class Run:
     def __init__(self, api: Api, namespace: str, name: str = "faq") -> None:
         self.api, self.namespace, self.name = api, namespace, name
         self.uid = api.create("finetunejobs", objects.job(name, namespace))["metadata"]["uid"]
-        owner = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": name, "uid": self.uid,
-                 "controller": True}
+        owner = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "name": name,
+            "uid": self.uid,
+            "controller": True,
+        }
         labels = {**naming.MANAGED_BY, naming.LABEL_ROLE: naming.ROLE_TRAINER, naming.LABEL_ATTEMPT: "1"}
-        job = api.create("jobs", {
-            "apiVersion": "batch/v1", "kind": "Job",
-            "metadata": {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]},
-            "spec": {"completionMode": "Indexed", "completions": 1, "parallelism": 1, "backoffLimit": 0, "template": {
-                "metadata": {"labels": labels},
-                "spec": {"restartPolicy": "Never", "nodeSelector": {"for": "progress"},
-                         "containers": [{"name": naming.TRAINER_CONTAINER, "image": "none"}]}}}})
-        self.operator_says(state="Training", attempt=1, plan=objects.plan(), current={
-            "number": 1, "jobUID": job["metadata"]["uid"], "released": True, "startTime": "2026-01-01T00:00:00Z"})
-        self.pod = until(lambda: api.list("pods", namespace, f"batch.kubernetes.io/job-name={name}"),
-                         lambda pods: pods and pods[0]["status"].get("phase") == "Running" and pods)[0]
+        job = api.create(
+            "jobs",
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": [owner]},
+                "spec": {
+                    "completionMode": "Indexed",
+                    "completions": 1,
+                    "parallelism": 1,
+                    "backoffLimit": 0,
+                    "template": {
+                        "metadata": {"labels": labels},
+                        "spec": {
+                            "restartPolicy": "Never",
+                            "nodeSelector": {"for": "progress"},
+                            "containers": [{"name": naming.TRAINER_CONTAINER, "image": "none"}],
+                        },
+                    },
+                },
+            },
+        )
+        self.operator_says(
+            state="Training",
+            attempt=1,
+            plan=objects.plan(),
+            current={
+                "number": 1,
+                "jobUID": job["metadata"]["uid"],
+                "released": True,
+                "startTime": "2026-01-01T00:00:00Z",
+            },
+        )
+        self.pod = until(
+            lambda: api.list("pods", namespace, f"batch.kubernetes.io/job-name={name}"),
+            lambda pods: pods and pods[0]["status"].get("phase") == "Running" and pods,
+        )[0]
 
     def operator_says(self, **status: Any) -> Object:
         """A status write in the operator's name."""
@@ -97,10 +128,14 @@ async def connected(cluster: LocalCluster) -> AsyncIterator[Poller]:
 async def polling(cluster: LocalCluster, api: Api, namespace: str) -> AsyncIterator[Poller]:
     """The poller at work; three lists a few times a second stand for the watch."""
     async with connected(cluster) as poller:
+
         async def watch() -> None:
             while True:
-                for plural, saw in (("finetunejobs", poller.saw_job), ("jobs", poller.saw_attempt),
-                                    ("pods", poller.saw_pod)):
+                for plural, saw in (
+                    ("finetunejobs", poller.saw_job),
+                    ("jobs", poller.saw_attempt),
+                    ("pods", poller.saw_pod),
+                ):
                     for body in await asyncio.to_thread(api.list, plural, namespace):
                         saw(body)
                 await asyncio.sleep(0.1)
@@ -123,13 +158,22 @@ async def running(work: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
 
 def says(trainers: FakeTrainers, run: Run, step: int, **facts: Any) -> None:
     document = ProgressDocument.model_validate(
-        {"attempt": 1, "stage": Stage.TRAINING, "step": step, "total_steps": 1000, "loss": 1.2344, "eta_seconds": 7440,
-         **facts})
+        {
+            "attempt": 1,
+            "stage": Stage.TRAINING,
+            "step": step,
+            "total_steps": 1000,
+            "loss": 1.2344,
+            "eta_seconds": 7440,
+            **facts,
+        }
+    )
     trainers.says(run.pod["status"]["podIP"], document)
 
 
 async def test_progress_is_written_beside_the_operators_status(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     before = run.get()["status"]
     says(trainers, run, 420)
     async with polling(cluster, api, namespace):
@@ -145,7 +189,8 @@ async def test_progress_is_written_beside_the_operators_status(
 
 
 async def test_nothing_is_written_while_nothing_changes(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     address = run.pod["status"]["podIP"]
     says(trainers, run, 7)
     async with polling(cluster, api, namespace):
@@ -156,7 +201,8 @@ async def test_nothing_is_written_while_nothing_changes(
 
 
 async def test_a_busy_operator_neither_stops_progress_nor_loses_a_field(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     status = {key: value for key, value in run.get()["status"].items() if key != "progress"}
     async with polling(cluster, api, namespace):
         for step in range(30):
@@ -169,7 +215,8 @@ async def test_a_busy_operator_neither_stops_progress_nor_loses_a_field(
 
 
 async def test_a_slow_pod_is_asked_again_and_again(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     address = run.pod["status"]["podIP"]
     says(trainers, run, 1)
     trainers.delay_seconds = 0.4
@@ -181,7 +228,8 @@ async def test_a_slow_pod_is_asked_again_and_again(
 
 
 async def test_a_new_job_of_the_same_name_never_gets_the_old_ones_progress(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     says(trainers, run, 420)
     old, job = run.get(), api.get("jobs", namespace, run.name)
     api.delete("finetunejobs", namespace, run.name)
@@ -197,7 +245,8 @@ async def test_a_new_job_of_the_same_name_never_gets_the_old_ones_progress(
 
 
 async def test_a_pod_that_answers_nonsense_costs_only_its_own_progress(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     other = Run(api, namespace, "other")
     says(trainers, run, 5, attempt=2)
     says(trainers, other, 5)
@@ -211,7 +260,8 @@ async def test_a_pod_that_answers_nonsense_costs_only_its_own_progress(
 
 
 async def test_the_last_word_comes_from_the_pods_end(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     says(trainers, run, 420)
     async with polling(cluster, api, namespace):
         await run.shows(lambda progress: progress.get("step") == 420)
@@ -225,7 +275,8 @@ async def test_the_last_word_comes_from_the_pods_end(
 
 
 async def test_a_failure_leaves_the_step_and_takes_the_eta_away(
-        cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers) -> None:
+    cluster: LocalCluster, api: Api, namespace: str, run: Run, trainers: FakeTrainers
+) -> None:
     says(trainers, run, 420)
     async with polling(cluster, api, namespace):
         await run.shows(lambda progress: progress.get("step") == 420)

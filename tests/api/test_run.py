@@ -39,7 +39,12 @@ def test_a_job_runs_from_apply_to_succeeded(cluster: LocalCluster, tenant: Tenan
     status = tenant.wait("faq", lambda status: status["progress"]["stage"] == "Done")
     assert columns(cluster, tenant, "faq") == ["faq", "Succeeded", "100%", "1000/1000", "1.100", "l4", "1"]
     assert {c["type"] for c in status["conditions"] if c["status"] == "True"} == {
-        "Validated", "Planned", "Checkpointed", "Succeeded", "Finished"}
+        "Validated",
+        "Planned",
+        "Checkpointed",
+        "Succeeded",
+        "Finished",
+    }
     assert status["artifacts"]["adapter"] == "s3://team-a/models/faq/adapter"
     assert (status["artifacts"]["baseEvalLoss"], status["artifacts"]["evalLoss"]) == (2.0, 1.5)
     assert [(record["number"], record["outcome"]) for record in status["attempts"]] == [(1, "Succeeded")]
@@ -50,8 +55,9 @@ def test_a_job_runs_from_apply_to_succeeded(cluster: LocalCluster, tenant: Tenan
 def test_the_pods_get_the_documents_that_the_trainer_reads(tenant: Tenant) -> None:
     job = tenant.apply("faq")
     uid = job["metadata"]["uid"]
-    preflight = until(lambda: tenant.api.find("configmaps", tenant.namespace, naming.preflight_name("faq", uid, 1)),
-                      bool)
+    preflight = until(
+        lambda: tenant.api.find("configmaps", tenant.namespace, naming.preflight_name("faq", uid, 1)), bool
+    )
     file = PreflightFile.from_json(json.loads(next(iter(preflight["data"].values()))))
     assert file.spec_digest == spec_digest(FineTuneJobSpec.from_json(job["spec"]))
     assert file.job.uid == uid
@@ -89,9 +95,13 @@ def test_each_step_is_told_by_one_event(tenant: Tenant) -> None:
     tenant.succeeds(pod, 10)
     tenant.wait("faq", is_true("Succeeded"))
     events = until(
-        lambda: [event for event in tenant.api.list("events", tenant.namespace)
-                 if event["involvedObject"]["kind"] == "FineTuneJob"],
-        lambda events: "Completed" in {event["reason"] for event in events})
+        lambda: [
+            event
+            for event in tenant.api.list("events", tenant.namespace)
+            if event["involvedObject"]["kind"] == "FineTuneJob"
+        ],
+        lambda events: "Completed" in {event["reason"] for event in events},
+    )
     reasons = [event["reason"] for event in events]
     assert {"PreflightPassed", "Planned", "PodsRunning", "Completed"} <= set(reasons)
     assert len(reasons) == len(set(reasons)), "the same transition was told twice"

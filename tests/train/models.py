@@ -21,9 +21,13 @@ CHAT_TEMPLATE = (
 )
 FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2")
 _CORPUS = [
-    "The capital of France is Paris.", "The capital of Italy is Rome.", "What is the capital of Spain? Madrid.",
-    "Question: what colour is the sky? Answer: blue.", "Question: how many legs has a spider? Answer: eight.",
-    "hello world", "A tiny model learns a tiny task quickly.",
+    "The capital of France is Paris.",
+    "The capital of Italy is Rome.",
+    "What is the capital of Spain? Madrid.",
+    "Question: what colour is the sky? Answer: blue.",
+    "Question: how many legs has a spider? Answer: eight.",
+    "hello world",
+    "A tiny model learns a tiny task quickly.",
 ]
 
 
@@ -35,9 +39,18 @@ def _root() -> Path:
 
 
 @functools.cache
-def tiny_model(family: str = "llama", *, chat_template: bool = False, dtype: str = "float32", width: int = 32,
-               layers: int = 2, vocabulary: int = 320, tied: bool = False, spread: float = 0.02,
-               seed: int = 0) -> Path:
+def tiny_model(
+    family: str = "llama",
+    *,
+    chat_template: bool = False,
+    dtype: str = "float32",
+    width: int = 32,
+    layers: int = 2,
+    vocabulary: int = 320,
+    tied: bool = False,
+    spread: float = 0.02,
+    seed: int = 0,
+) -> Path:
     """A folder with a random model of family and its tokenizer; the weights depend on the arguments only.
 
     vocabulary: size of the embeddings, at least 320 (the tokenizer has 320 tokens at most). spread: standard deviation of
@@ -63,13 +76,24 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(_CORPUS, trainers.BpeTrainer(
-        vocab_size=320, special_tokens=[BOS, EOS, PAD], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        _CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=[BOS, EOS, PAD],
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD,
-              "model_max_length": 128}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "model_max_length": 128,
+    }
     if chat_template:
         config["chat_template"] = CHAT_TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
@@ -78,10 +102,21 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
 def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):
     from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
-    shared = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-              "tie_word_embeddings": tied, "initializer_range": spread}
-    plain = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2,
-             "intermediate_size": 2 * width, "max_position_embeddings": 128}
+    shared = {
+        "vocab_size": vocabulary,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+        "tie_word_embeddings": tied,
+        "initializer_range": spread,
+    }
+    plain = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 128,
+    }
     if family == "gpt2":
         return GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **shared)
     configs = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig, "qwen2": Qwen2Config}

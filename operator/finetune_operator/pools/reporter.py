@@ -98,8 +98,15 @@ class PoolReporter:
             return True
         before = next(iter(shown.conditions), None)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = summarize(name, spec, body["metadata"]["generation"], self._nodes.values(),
-                           [found for found in self._demands.values() if found], before, now)
+        status = summarize(
+            name,
+            spec,
+            body["metadata"]["generation"],
+            self._nodes.values(),
+            [found for found in self._demands.values() if found],
+            before,
+            now,
+        )
         return status == shown or await self._write(uid, body, status)
 
     async def _write(self, uid: str, body: Body, status: GPUPoolStatus) -> bool:

@@ -46,8 +46,9 @@ def node(body: Mapping[str, Any]) -> Node:
     status = body.get("status") or {}
     ready = any(c.get("type") == READY and c.get("status") == "True" for c in status.get("conditions") or [])
     cordoned = bool((body.get("spec") or {}).get("unschedulable"))
-    return Node(dict(body["metadata"].get("labels") or {}), ready and not cordoned,
-                dict(status.get("allocatable") or {}))
+    return Node(
+        dict(body["metadata"].get("labels") or {}), ready and not cordoned, dict(status.get("allocatable") or {})
+    )
 
 
 def demand(body: Mapping[str, Any]) -> Demand | None:
@@ -63,21 +64,36 @@ def demand(body: Mapping[str, Any]) -> Demand | None:
     return Demand(plan["pool"], plan["nodes"] * plan["gpusPerNode"], held)
 
 
-def summarize(name: str, spec: GPUPoolSpec, generation: int, nodes: Iterable[Node], demands: Iterable[Demand],
-              before: Condition | None, now: str) -> GPUPoolStatus:
+def summarize(
+    name: str,
+    spec: GPUPoolSpec,
+    generation: int,
+    nodes: Iterable[Node],
+    demands: Iterable[Demand],
+    before: Condition | None,
+    now: str,
+) -> GPUPoolStatus:
     """The status of one pool; `before` is its Ready condition as it stands, `now` an RFC 3339 time."""
     own = [node for node in nodes if node.belongs_to(spec)]
     asked = [demand for demand in demands if demand.pool == name]
     ready, reason, message = _ready(spec, own)
     changed = before is None or before.status != ready
     condition = Condition(
-        type=READY, status=ready, reason=reason, message=message, observed_generation=generation,
-        last_transition_time=now if before is None or changed else before.last_transition_time)
+        type=READY,
+        status=ready,
+        reason=reason,
+        message=message,
+        observed_generation=generation,
+        last_transition_time=now if before is None or changed else before.last_transition_time,
+    )
     return GPUPoolStatus(
-        observed_generation=generation, nodes=len(own),
+        observed_generation=generation,
+        nodes=len(own),
         capacity=sum(node.gpus(spec) for node in own if node.ready),
         running=sum(demand.gpus for demand in asked if demand.held),
-        waiting=sum(demand.gpus for demand in asked if not demand.held), conditions=[condition])
+        waiting=sum(demand.gpus for demand in asked if not demand.held),
+        conditions=[condition],
+    )
 
 
 def _ready(spec: GPUPoolSpec, own: list[Node]) -> tuple[ConditionStatus, str, str]:
@@ -89,12 +105,23 @@ def _ready(spec: GPUPoolSpec, own: list[Node]) -> tuple[ConditionStatus, str, st
         return ConditionStatus.TRUE, "Autoscaled", "nodes come on demand"
     if not own:
         labels = ", ".join(f"{key}={value}" for key, value in sorted((spec.node_selector or {}).items()))
-        return ConditionStatus.FALSE, "NoNodes", (
-            f"no node has the labels {labels}; label the nodes or correct nodeSelector" if labels
-            else "the cluster has no node")
+        return (
+            ConditionStatus.FALSE,
+            "NoNodes",
+            (
+                f"no node has the labels {labels}; label the nodes or correct nodeSelector"
+                if labels
+                else "the cluster has no node"
+            ),
+        )
     if not usable:
         return ConditionStatus.FALSE, "NodesNotReady", f"none of {len(own)} nodes is ready for pods"
     most = max(node.gpus(spec) for node in usable)
-    return ConditionStatus.FALSE, "TooFewGPUs", (
-        f"gpusPerNode is {spec.gpus_per_node}, the largest ready node has {most} {spec.resource_name}; "
-        "install the device plugin or correct gpusPerNode")
+    return (
+        ConditionStatus.FALSE,
+        "TooFewGPUs",
+        (
+            f"gpusPerNode is {spec.gpus_per_node}, the largest ready node has {most} {spec.resource_name}; "
+            "install the device plugin or correct gpusPerNode"
+        ),
+    )

@@ -124,8 +124,12 @@ class Poller:
     async def _write(self, target: Target, progress: Progress) -> bool:
         """False where the job changed since it was seen."""
         meta = {"name": target.name, "namespace": target.namespace, "resourceVersion": target.resource_version}
-        body = {"apiVersion": API_VERSION, "kind": "FineTuneJob", "metadata": meta,
-                "status": {"progress": progress.to_json()}}
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "FineTuneJob",
+            "metadata": meta,
+            "status": {"progress": progress.to_json()},
+        }
         try:
             after = await self._kube.apply_status(body, naming.MANAGER_PROGRESS)
         except Conflict:

@@ -127,8 +127,17 @@ class Sightings:
         if pod.termination is None and not (pod.running and pod.address):
             return None
         shown = job.progress if job.progress and job.progress.attempt == attempt.number else None
-        return Target(job.namespace, job.name, job.uid, job.resource_version, attempt.number, pod.address,
-                      pod.termination, job.total_steps, shown)
+        return Target(
+            job.namespace,
+            job.name,
+            job.uid,
+            job.resource_version,
+            attempt.number,
+            pod.address,
+            pod.termination,
+            job.total_steps,
+            shown,
+        )
 
 
 def _controller(body: Body) -> str | None:
@@ -143,8 +152,16 @@ def _job(body: Body) -> _Job:
     except ValidationError:
         progress = None  # written by hand or by another release: replaced by the next poll
     current, plan = status.get("current") or {}, status.get("plan") or {}
-    return _Job(meta["namespace"], meta["name"], meta["uid"], meta["resourceVersion"], status.get("attempt"),
-                current.get("jobUID"), plan.get("totalSteps") or 0, progress)
+    return _Job(
+        meta["namespace"],
+        meta["name"],
+        meta["uid"],
+        meta["resourceVersion"],
+        status.get("attempt"),
+        current.get("jobUID"),
+        plan.get("totalSteps") or 0,
+        progress,
+    )
 
 
 def _pod(body: Body) -> _Pod:
@@ -153,7 +170,10 @@ def _pod(body: Body) -> _Pod:
     state = next((c.get("state") or {} for c in containers if c.get("name") == naming.TRAINER_CONTAINER), {})
     ended = state.get("terminated")
     return _Pod(
-        owner=_controller(body), first=(meta.get("labels") or {}).get(_INDEX) == "0",
-        address=status.get("podIP") or "", running="running" in state and status.get("phase") == "Running",
+        owner=_controller(body),
+        first=(meta.get("labels") or {}).get(_INDEX) == "0",
+        address=status.get("podIP") or "",
+        running="running" in state and status.get("phase") == "Running",
         deleting=meta.get("deletionTimestamp") is not None,
-        termination=(ended.get("message") or "") if ended else None)
+        termination=(ended.get("message") or "") if ended else None,
+    )

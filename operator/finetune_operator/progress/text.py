@@ -11,17 +11,28 @@ SUCCEEDED = "Succeeded"
 def running(document: ProgressDocument, now: str) -> Progress:
     """What a running trainer says of itself; `now` is an RFC 3339 time."""
     return Progress(
-        attempt=document.attempt, stage=document.stage.value, step=document.step, total_steps=document.total_steps,
-        epoch=document.epoch, percent=percent(document.step, document.total_steps), loss=document.loss,
-        eval_loss=document.eval_loss, learning_rate=document.learning_rate,
-        tokens_per_second=document.tokens_per_second, eta_seconds=document.eta_seconds,
+        attempt=document.attempt,
+        stage=document.stage.value,
+        step=document.step,
+        total_steps=document.total_steps,
+        epoch=document.epoch,
+        percent=percent(document.step, document.total_steps),
+        loss=document.loss,
+        eval_loss=document.eval_loss,
+        learning_rate=document.learning_rate,
+        tokens_per_second=document.tokens_per_second,
+        eta_seconds=document.eta_seconds,
         checkpoint_step=document.checkpoint_step,
         summary=summary(document.step, document.total_steps, document.stage.value),
-        loss_text=loss_text(document.loss), eta=duration(document.eta_seconds), update_time=now)
+        loss_text=loss_text(document.loss),
+        eta=duration(document.eta_seconds),
+        update_time=now,
+    )
 
 
-def ended(message: TerminationMessage | None, attempt: int, total_steps: int, shown: Progress | None,
-          now: str) -> Progress | None:
+def ended(
+    message: TerminationMessage | None, attempt: int, total_steps: int, shown: Progress | None, now: str
+) -> Progress | None:
     """The last word of an attempt whose pod has ended, or None where nobody knows how far it came.
 
     shown: what status says of the same attempt; what the message leaves out is kept from it, but for the ETA.
@@ -36,8 +47,14 @@ def ended(message: TerminationMessage | None, attempt: int, total_steps: int, sh
     if message and message.outcome == SUCCEEDED:
         stage = Stage.DONE.value
     news: dict[str, str | int | float] = {
-        "attempt": attempt, "stage": stage, "step": step, "total_steps": total, "percent": percent(step, total),
-        "summary": summary(step, total, stage), "update_time": now}
+        "attempt": attempt,
+        "stage": stage,
+        "step": step,
+        "total_steps": total,
+        "percent": percent(step, total),
+        "summary": summary(step, total, stage),
+        "update_time": now,
+    }
     if message and message.checkpoint_step is not None:
         news["checkpoint_step"] = message.checkpoint_step
     if message and message.eval_loss is not None:
@@ -57,7 +74,7 @@ def percent(step: int, total: int) -> int:
 
 
 def summary(step: int, total: int, stage: str) -> str:
-    """"42% 420/1000", or the stage while the number of steps is not known."""
+    """ "42% 420/1000", or the stage while the number of steps is not known."""
     return f"{percent(step, total)}% {step}/{total}" if total > 0 else stage
 
 
@@ -69,7 +86,7 @@ def loss_text(loss: float | None) -> str:
 
 
 def duration(seconds: int | None) -> str:
-    """"45s", "12m", "2h04m", "3d04h"; empty where it is not known."""
+    """ "45s", "12m", "2h04m", "3d04h"; empty where it is not known."""
     if seconds is None:
         return ""
     if seconds < 60:

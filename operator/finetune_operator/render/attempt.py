@@ -151,7 +151,8 @@ def _resources(pool: GPUPoolSpec, gpus: int) -> Manifest:
         amounts[pool.resource_name] = str(gpus)
     for extra in pool.extra_resources or ():
         amounts[extra.name] = str(extra.count)
-    return {"requests": amounts, "limits": dict(amounts)}
+    # No limit on CPU: it would throttle the data loading and the CPU part of a step while the node has cores to spare.
+    return {"requests": amounts, "limits": {name: amount for name, amount in amounts.items() if name != "cpu"}}
 
 
 def _mebi(gibibytes: float) -> str:

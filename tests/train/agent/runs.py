@@ -36,8 +36,17 @@ def write_inputs(folder: Path) -> None:
 
 
 def run_file(
-    model: str, data: str, output: str, *, environment: Mapping[str, str] | None = None, processes: int = 1,
-    nodes: int = 1, uid: str = UID, profile: str | None = None, scratch: Path, keep_last: int = 3,
+    model: str,
+    data: str,
+    output: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    processes: int = 1,
+    nodes: int = 1,
+    uid: str = UID,
+    profile: str | None = None,
+    scratch: Path,
+    keep_last: int = 3,
     endpoint: str | None = None,
 ) -> RunFile:
     """A whole run file with the digests of what is there now."""
@@ -47,20 +56,41 @@ def run_file(
     records = Reference(uri=data, access=StorageAccess.model_validate(access))
     fetched = fetch(source, scratch / "m", purpose=Purpose.MODEL, field="model.uri", reach=reach)
     rows = fetch(records, scratch / "d", purpose=Purpose.DATA, field="dataset.sources[0].uri", reach=reach)
-    return RunFile.from_json({
-        "job": {"name": "tiny", "namespace": "team-a", "uid": uid},
-        "model": {"source": source.to_json(), "task": "CausalLM", "attention": "Sdpa", "digest": fetched.digest},
-        "dataset": {"sources": [records.to_json()], "format": "PromptCompletion", "lossOn": "Completion",
-                    "truncation": "Tail", "digest": data_digest([(data, rows.files)])},
-        "objective": "Supervised", "tuning": {"type": "Full"},
-        "hyperparameters": {
-            "totalSteps": 4, "learningRate": 1e-3, "schedule": "Constant", "warmupRatio": 0.0, "weightDecay": 0.0,
-            "microBatchSize": 1, "gradientAccumulation": 1, "maxSequenceLength": 16, "precision": "FP32",
-            "optimizer": "AdamW", "gradientCheckpointing": False, "maxGradNorm": 1.0, "zeroStage": 0, "seed": 1},
-        "evaluation": {"generation": {}}, "checkpoint": {"everySteps": 2, "keepLast": keep_last},
-        "output": {"target": {"uri": output, "access": access}, "mergeAdapter": False, "onExisting": "Fail"},
-        "resources": {"pool": "cpu", "nodes": nodes, "processesPerNode": processes, "accelerator": "cpu"},
-    })
+    return RunFile.from_json(
+        {
+            "job": {"name": "tiny", "namespace": "team-a", "uid": uid},
+            "model": {"source": source.to_json(), "task": "CausalLM", "attention": "Sdpa", "digest": fetched.digest},
+            "dataset": {
+                "sources": [records.to_json()],
+                "format": "PromptCompletion",
+                "lossOn": "Completion",
+                "truncation": "Tail",
+                "digest": data_digest([(data, rows.files)]),
+            },
+            "objective": "Supervised",
+            "tuning": {"type": "Full"},
+            "hyperparameters": {
+                "totalSteps": 4,
+                "learningRate": 1e-3,
+                "schedule": "Constant",
+                "warmupRatio": 0.0,
+                "weightDecay": 0.0,
+                "microBatchSize": 1,
+                "gradientAccumulation": 1,
+                "maxSequenceLength": 16,
+                "precision": "FP32",
+                "optimizer": "AdamW",
+                "gradientCheckpointing": False,
+                "maxGradNorm": 1.0,
+                "zeroStage": 0,
+                "seed": 1,
+            },
+            "evaluation": {"generation": {}},
+            "checkpoint": {"everySteps": 2, "keepLast": keep_last},
+            "output": {"target": {"uri": output, "access": access}, "mergeAdapter": False, "onExisting": "Fail"},
+            "resources": {"pool": "cpu", "nodes": nodes, "processesPerNode": processes, "accelerator": "cpu"},
+        }
+    )
 
 
 @dataclass
@@ -88,14 +118,37 @@ class Agent:
         run_path.write_text(json.dumps(self.run.to_json()))
         path = f"{ROOT}:{ROOT / 'api'}:{ROOT / 'trainer-image'}"
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": path, "STAND_IN": json.dumps(self.does),
-            "OMP_NUM_THREADS": "1", "FINETUNE_ATTEMPT": str(self.attempt), "JOB_COMPLETION_INDEX": str(self.node),
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "PYTHONPATH": path,
+            "STAND_IN": json.dumps(self.does),
+            "OMP_NUM_THREADS": "1",
+            "FINETUNE_ATTEMPT": str(self.attempt),
+            "JOB_COMPLETION_INDEX": str(self.node),
             **self.environment,
         }
         command = [
-            *self.launcher, sys.executable, "-m", "finetune_trainer.agent", "--run-file", str(run_path),
-            "--work", str(self.work), "--termination-log", str(self.folder / "termination"), "--host", "127.0.0.1",
-            "--port", "0", "--master-port", "0", "--local", "--worker-module", self.module, "--kill-grace", "0.3",
+            *self.launcher,
+            sys.executable,
+            "-m",
+            "finetune_trainer.agent",
+            "--run-file",
+            str(run_path),
+            "--work",
+            str(self.work),
+            "--termination-log",
+            str(self.folder / "termination"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--master-port",
+            "0",
+            "--local",
+            "--worker-module",
+            self.module,
+            "--kill-grace",
+            "0.3",
             *self.arguments,
         ]
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
@@ -132,8 +185,9 @@ class Agent:
         return value
 
     def wait_for_step(self, step: int) -> None:
-        self.wait_for(lambda: (found := self.read_json(self.work / "state" / "progress.json")) and
-                      found["step"] >= step)
+        self.wait_for(
+            lambda: (found := self.read_json(self.work / "state" / "progress.json")) and found["step"] >= step
+        )
 
     def wait_for_event(self, event: str) -> dict[str, Any]:
         found = self.wait_for(lambda: self.events(event))

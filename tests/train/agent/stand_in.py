@@ -80,10 +80,17 @@ class Worker:
     def report(self, stage: str) -> None:
         (self.work / "state" / f"heartbeat-{self.rank}").touch()
         if self.rank == 0:
-            write(self.work / "state" / "progress.json", {
-                "stage": stage, "step": self.step, "totalSteps": self.does.steps, "loss": 2.0 / (self.step + 1),
-                "tokensPerSecond": 1234.5, "etaSeconds": self.does.steps - self.step,
-            })
+            write(
+                self.work / "state" / "progress.json",
+                {
+                    "stage": stage,
+                    "step": self.step,
+                    "totalSteps": self.does.steps,
+                    "loss": 2.0 / (self.step + 1),
+                    "tokensPerSecond": 1234.5,
+                    "etaSeconds": self.does.steps - self.step,
+                },
+            )
 
     def save(self) -> None:
         folder = self.work / "checkpoints" / f"step-{self.step}"
@@ -102,8 +109,10 @@ class Worker:
         folder.mkdir(parents=True)
         write(folder / "adapter.json", {"step": self.step, "resumedFrom": self.resumed})
         (folder.parent / "report.md").write_text("# Report\n")
-        write(self.work / "state" / "result.json",
-              {"artifact": "adapter", "baseEvalLoss": 3.5, "evalLoss": 2.5, "step": self.step})
+        write(
+            self.work / "state" / "result.json",
+            {"artifact": "adapter", "baseEvalLoss": 3.5, "evalLoss": 2.5, "step": self.step},
+        )
         (self.work / "artifact.ready").touch()
 
 
@@ -122,9 +131,15 @@ def fail(work: Path, rank: int, how: str, last_words: str) -> None:
     kind, _, value = how.partition(":")
     print(last_words, file=sys.stderr, flush=True)
     if kind == "class":
-        write(work / "state" / f"error-{rank}.json", {
-            "class": value, "message": f"rank {rank} met {value} {last_words}", "field": "spec.dataset.sources[0].uri",
-            "traceback": "Traceback ..."})
+        write(
+            work / "state" / f"error-{rank}.json",
+            {
+                "class": value,
+                "message": f"rank {rank} met {value} {last_words}",
+                "field": "spec.dataset.sources[0].uri",
+                "traceback": "Traceback ...",
+            },
+        )
         sys.exit(65)
     if kind == "signal":
         os.kill(os.getpid(), int(value))

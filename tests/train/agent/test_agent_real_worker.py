@@ -19,14 +19,18 @@ WORKER = "finetune_trainer.worker"
 @pytest.fixture
 def real_run(tmp_path: Path, output: Path) -> RunFile:
     data = tmp_path / "sums.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"{n} + {n} =", "completion": f" {2 * n}"}) + "\n" for n in range(40)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"{n} + {n} =", "completion": f" {2 * n}"}) + "\n" for n in range(40))
+    )
     run = run_file(tiny_model("llama").as_uri(), data.as_uri(), output.as_uri(), processes=2, scratch=tmp_path / "s")
     long = run.hyperparameters.model_copy(update={"total_steps": 120, "max_sequence_length": 64})
-    return run.model_copy(update={
-        "hyperparameters": long,
-        "dataset": run.dataset.model_copy(update={"prompt_template": "{prompt}{completion}"}),
-        "checkpoint": run.checkpoint.model_copy(update={"every_steps": 10}),
-    })
+    return run.model_copy(
+        update={
+            "hyperparameters": long,
+            "dataset": run.dataset.model_copy(update={"prompt_template": "{prompt}{completion}"}),
+            "checkpoint": run.checkpoint.model_copy(update={"every_steps": 10}),
+        }
+    )
 
 
 def test_a_killed_rank_is_named_and_the_next_attempt_goes_on(make_agent, real_run, output) -> None:
@@ -48,5 +52,8 @@ def test_a_killed_rank_is_named_and_the_next_attempt_goes_on(make_agent, real_ru
 
 def _pid_of_rank(agent: int, rank: int) -> int:
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return next(int(pid) for pid in children
-                if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0")
+    return next(
+        int(pid)
+        for pid in children
+        if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
+    )

@@ -25,7 +25,8 @@ ENVIRONMENT = {
 def test_a_worker_sees_its_place_and_no_secret(make_agent, make_run, tmp_path) -> None:
     told = tmp_path / "environment.json"
     agent = make_agent(
-        make_run(processes=2), does={"steps": 1, "environment_to": str(told)},
+        make_run(processes=2),
+        does={"steps": 1, "environment_to": str(told)},
         environment={**ENVIRONMENT, "NCCL_DEBUG": "WARN", "OMP_NUM_THREADS": "3"},
     )
     assert agent.execute() == 0
@@ -48,7 +49,7 @@ def test_a_secret_in_a_workers_last_words_is_masked_everywhere(make_agent) -> No
 
 
 def test_a_message_of_any_length_fits_the_termination_log(make_agent) -> None:
-    agent = make_agent(does={"fail_rank": 0, "last_words": "ü€𝄞\"\\" * 3000})
+    agent = make_agent(does={"fail_rank": 0, "last_words": 'ü€𝄞"\\' * 3000})
     assert agent.execute() == 65
     assert len(agent.message_bytes) <= TERMINATION_BYTES
     assert agent.message.message.startswith("rank 0 met DataInvalid")

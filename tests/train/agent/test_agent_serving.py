@@ -75,7 +75,9 @@ def test_a_worker_cannot_speak_for_the_agent(tmp_path) -> None:
     work, board = WorkDir(tmp_path), ProgressBoard(1)
     work.prepare()
     board.set(checkpoint_step=4)
-    write_whole(work.state / "progress.json",
-                '{"stage": "Training", "step": 5, "totalSteps": 9, "attempt": 99, "checkpointStep": 500}')
+    write_whole(
+        work.state / "progress.json",
+        '{"stage": "Training", "step": 5, "totalSteps": 9, "attempt": 99, "checkpointStep": 500}',
+    )
     board.read_worker(work)
     assert (board.document.attempt, board.document.checkpoint_step, board.document.step) == (1, 4, 5)

@@ -42,7 +42,8 @@ def test_the_next_attempt_goes_on_from_the_checkpoint(make_agent, output) -> Non
 
 def test_workers_that_do_not_stop_are_killed_and_the_newest_checkpoint_is_stored(make_agent, output) -> None:
     agent = make_agent(
-        does={"steps": 10_000, "save_every": 3, "deaf": True, "step_seconds": 0.1}, arguments=("--stop-budget", "2"),
+        does={"steps": 10_000, "save_every": 3, "deaf": True, "step_seconds": 0.1},
+        arguments=("--stop-budget", "2"),
     ).start()
     agent.wait_for_step(4)
     assert agent.stop() == 100
@@ -66,9 +67,12 @@ def test_a_stop_while_inputs_are_fetched_ends_at_once(make_agent, make_run) -> N
         silent.listen()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         run = make_run()
-        source = run.dataset.sources[0].model_copy(update={
-            "uri": "s3://team-a/train.jsonl",
-            "access": run.dataset.sources[0].access.model_copy(update={"endpoint": endpoint})})
+        source = run.dataset.sources[0].model_copy(
+            update={
+                "uri": "s3://team-a/train.jsonl",
+                "access": run.dataset.sources[0].access.model_copy(update={"endpoint": endpoint}),
+            }
+        )
         run = run.model_copy(update={"dataset": run.dataset.model_copy(update={"sources": [source]})})
         keys = {"AWS_ACCESS_KEY_ID": "team-a", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-team"}
         agent = make_agent(run, environment=keys).start()

@@ -41,8 +41,15 @@ def keys(s3: S3Server) -> dict[str, str]:
 
 @pytest.fixture
 def s3_run(s3: S3Server, keys: dict[str, str], tmp_path: Path) -> RunFile:
-    return run_file("s3://team-a/base", "s3://team-a/train.jsonl", "s3://team-a/models/faq", environment=keys,
-                    profile="p0", endpoint=s3.endpoint, scratch=tmp_path / "scratch")
+    return run_file(
+        "s3://team-a/base",
+        "s3://team-a/train.jsonl",
+        "s3://team-a/models/faq",
+        environment=keys,
+        profile="p0",
+        endpoint=s3.endpoint,
+        scratch=tmp_path / "scratch",
+    )
 
 
 def test_inputs_checkpoints_and_artifact_go_through_s3(make_agent, s3, s3_run, keys) -> None:
@@ -121,8 +128,14 @@ def test_two_nodes_restore_the_same_checkpoint_and_only_node_0_writes(make_agent
     step = first.message.checkpoint_step
     # Unlike a real worker, the stand-in of node 0 does not wait for node 1, so node 1 has to ask in time.
     port, does = str(free_port()), {"steps": step + 2, "load_seconds": 5.0}
-    node_1 = make_agent(run, attempt=1, node=1, does=does, arguments=("--master-progress-port", port),
-                        environment={"FINETUNE_MASTER": "localhost"}).start()
+    node_1 = make_agent(
+        run,
+        attempt=1,
+        node=1,
+        does=does,
+        arguments=("--master-progress-port", port),
+        environment={"FINETUNE_MASTER": "localhost"},
+    ).start()
     node_1.wait_for_event("serving")
     node_0 = make_agent(run, attempt=1, does=does, arguments=("--port", port)).start()
     assert (node_0.finish(), node_1.finish()) == (0, 0), node_1.out + node_1.err

@@ -36,8 +36,15 @@ def test_the_log_tells_the_story_one_event_per_line(make_agent) -> None:
     assert agent.execute() == 0
     told = [json.loads(line)["event"] for line in agent.out.splitlines() if line.startswith("{")]
     told.remove("checkpoint stored")  # from the background: before or after the worker's end
-    assert told == ["serving", "attempt begun", "inputs fetched", "workers started", "worker ended",
-                    "artifact published", "attempt ended"]
+    assert told == [
+        "serving",
+        "attempt begun",
+        "inputs fetched",
+        "workers started",
+        "worker ended",
+        "artifact published",
+        "attempt ended",
+    ]
     assert "step 2" in agent.out.splitlines()  # a single worker's own output is passed on as it is
 
 

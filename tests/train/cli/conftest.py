@@ -39,15 +39,24 @@ class Command:
     def start(self) -> Command:
         path = f"{ROOT}:{ROOT / 'api'}:{ROOT / 'trainer-image'}"
         environment = {
-            "PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1",
-            "STAND_IN": json.dumps(self.does or {}), **self.environment,
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.folder),
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "STAND_IN": json.dumps(self.does or {}),
+            **self.environment,
         }
         arguments = self.arguments
         if self.does is not None and arguments[0] == "run":
             arguments = (*arguments, *STAND_IN)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "finetune_trainer.cli", *arguments], env=environment, cwd=self.folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [sys.executable, "-m", "finetune_trainer.cli", *arguments],
+            env=environment,
+            cwd=self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         return self
 
     def finish(self) -> int:

@@ -32,8 +32,10 @@ def test_a_job_file_runs_to_a_folder_and_says_where_the_result_is(finetune, job,
 
 
 def test_the_output_folder_of_the_command_line_wins_and_cluster_settings_are_named(finetune, job, tmp_path) -> None:
-    path = job("  deadlineSeconds: 60\n  credentials: {secretName: keys}\n  resources: {pool: a100-80}\n",
-               output="s3://team-a/faq")
+    path = job(
+        "  deadlineSeconds: 60\n  credentials: {secretName: keys}\n  resources: {pool: a100-80}\n",
+        output="s3://team-a/faq",
+    )
     command = finetune("run", "-f", str(path), "--output-dir", "my results", "--work", "w", does={"steps": 2})
     assert command.execute() == 0, command.out + command.err
     assert adapter(tmp_path / "my results")["step"] == 2
@@ -125,7 +127,10 @@ def test_preflight_stops_a_run_that_cannot_work(finetune, job, settings, code, w
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("  queueName: gpus\n  checkpoints: {}\n", ["job.yaml:15: spec.checkpoints: unknown field", "mean checkpoint?"]),
+        (
+            "  queueName: gpus\n  checkpoints: {}\n",
+            ["job.yaml:15: spec.checkpoints: unknown field", "mean checkpoint?"],
+        ),
         ("  dataset2: {}\n", ["job.yaml:14: spec.dataset2: unknown field"]),
     ],
 )
@@ -145,8 +150,11 @@ def test_a_value_that_this_release_cannot_honour_is_refused_with_its_line(finetu
 def test_plan_shows_values_with_reasons_and_starts_nothing(finetune, job, tmp_path) -> None:
     command = finetune("plan", "-f", str(job()))
     assert command.execute() == 0, command.out + command.err
-    assert [word for word in ("hyperparameters.learningRate", "set by the job", "decays to zero at the end", "cpu")
-            if word not in command.out] == []
+    assert [
+        word
+        for word in ("hyperparameters.learningRate", "set by the job", "decays to zero at the end", "cpu")
+        if word not in command.out
+    ] == []
     assert not (tmp_path / "out" / "fences").exists()
 
 
@@ -164,12 +172,32 @@ def test_an_offline_plan_says_what_it_left_out(finetune, job) -> None:
 def test_a_terminal_gets_a_bar(job, tmp_path) -> None:
     path = job()
     terminal, own = pty.openpty()
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "120",
-                   "PYTHONPATH": f"{ROOT}:{ROOT / 'api'}:{ROOT / 'trainer-image'}",
-                   "STAND_IN": '{"steps": 8, "step_seconds": 0.3}'}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TERM": "xterm",
+        "COLUMNS": "120",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'api'}:{ROOT / 'trainer-image'}",
+        "STAND_IN": '{"steps": 8, "step_seconds": 0.3}',
+    }
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune_trainer.cli", "run", "-f", str(path), "--work", str(tmp_path / "w"),
-         "--worker-module", "tests.train.agent.stand_in"], stdout=own, stderr=own, env=environment, cwd=tmp_path)
+        [
+            sys.executable,
+            "-m",
+            "finetune_trainer.cli",
+            "run",
+            "-f",
+            str(path),
+            "--work",
+            str(tmp_path / "w"),
+            "--worker-module",
+            "tests.train.agent.stand_in",
+        ],
+        stdout=own,
+        stderr=own,
+        env=environment,
+        cwd=tmp_path,
+    )
     os.close(own)
     seen = b""
     while chunk := _read(terminal):

@@ -42,11 +42,26 @@ def test_a_good_file_is_read(tmp_path) -> None:
         ("  tuning: {type: LoRA}", "  tunning: {type: LoRA}", 9, "spec.tunning: unknown field; did you mean tuning?"),
         ("  tuning: {type: LoRA}", "  tuning: {type: Lora}", 9, "spec.tuning.type: is 'Lora'; input should be 'Full'"),
         ("  tuning: {type: LoRA}\n", "", 4, "spec.tuning: is missing; add it"),
-        ("{uri: file:///data/train.jsonl}", "{url: file:///data}", 8, "spec.dataset.sources[0].url: unknown field; did you"),
+        (
+            "{uri: file:///data/train.jsonl}",
+            "{url: file:///data}",
+            8,
+            "spec.dataset.sources[0].url: unknown field; did you",
+        ),
         ("  output: {uri: file:///out/faq}", "  output: {uri: hf://me/out}", 10, "spec.output.uri: is 'hf://me/out'"),
-        ("  output:", "  hyperparameters: {learningRate: fast}\n  output:", 10, "learningRate: is 'fast'; input should be a"),
+        (
+            "  output:",
+            "  hyperparameters: {learningRate: fast}\n  output:",
+            10,
+            "learningRate: is 'fast'; input should be a",
+        ),
         ("  output:", "  hyperparameters: {epochs: 1, maxSteps: 2}\n  output:", 10, "set epochs or maxSteps, not both"),
-        ("{type: LoRA}", "{type: Full, lora: {rank: 4}}", 9, "spec.tuning.lora: lora belongs to type LoRA or QLoRA only"),
+        (
+            "{type: LoRA}",
+            "{type: Full, lora: {rank: 4}}",
+            9,
+            "spec.tuning.lora: lora belongs to type LoRA or QLoRA only",
+        ),
         ("name: faq,", "name: FAQ,", 3, "metadata.name must start with a lower-case letter"),
         ("v1alpha1", "v1", 1, "apiVersion: is 'finetune.dev/v1'; write finetune.dev/v1alpha1"),
         ("  tuning: {type: LoRA}", "  tuning: {type: LoRA}\n  tuning: {type: Full}", 10, "'tuning' stands twice"),
@@ -109,7 +124,9 @@ def test_a_rule_means_what_the_api_server_takes_it_to_mean(rule, value, expected
     assert cel.holds(rule, value) is expected
 
 
-@pytest.mark.parametrize("rule", ["size(self.a) > 3", "self.a &&", "self.a.exists(x, x > 1)", "has(self.a) has(self.b)"])
+@pytest.mark.parametrize(
+    "rule", ["size(self.a) > 3", "self.a &&", "self.a.exists(x, x > 1)", "has(self.a) has(self.b)"]
+)
 def test_a_rule_outside_the_known_part_is_refused(rule) -> None:
     with pytest.raises(ValueError, match=r"not understood|ends too soon"):
         cel.holds(rule, {"a": "x"})

@@ -35,7 +35,10 @@ def backend(*, adds_bos: bool = False, trim_offsets: bool = True) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=500,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(LINES * 20, trainer)
     if adds_bos:
@@ -52,7 +55,10 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """A transformers tokenizer; the pad token is the EOS token unless another is given."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend(adds_bos=adds_bos), bos_token=bos, eos_token="</s>", pad_token=pad,
+        tokenizer_object=backend(adds_bos=adds_bos),
+        bos_token=bos,
+        eos_token="</s>",
+        pad_token=pad,
         chat_template=chat_template,
     )
 
@@ -60,24 +66,48 @@ def make_tokenizer(
 def run_file(*, sources: int = 1, **changes: Any) -> RunFile:
     """A run file; keyword arguments go into its dataset, max_sequence_length and seed into its hyperparameters."""
     hyperparameters = {
-        "totalSteps": 1, "learningRate": 1e-4, "schedule": "Constant", "warmupRatio": 0, "weightDecay": 0,
-        "microBatchSize": 1, "gradientAccumulation": 1, "maxSequenceLength": changes.pop("max_sequence_length", 512),
-        "precision": "FP32", "optimizer": "AdamW", "gradientCheckpointing": False, "maxGradNorm": 1, "zeroStage": 0,
+        "totalSteps": 1,
+        "learningRate": 1e-4,
+        "schedule": "Constant",
+        "warmupRatio": 0,
+        "weightDecay": 0,
+        "microBatchSize": 1,
+        "gradientAccumulation": 1,
+        "maxSequenceLength": changes.pop("max_sequence_length", 512),
+        "precision": "FP32",
+        "optimizer": "AdamW",
+        "gradientCheckpointing": False,
+        "maxGradNorm": 1,
+        "zeroStage": 0,
         "seed": changes.pop("seed", 7),
     }
     weights = changes.pop("weights", [None] * sources)
     dataset = {
         "sources": [{"uri": f"s3://team/d{k}", "weight": weights[k], "access": {}} for k in range(sources)],
-        "format": "PromptCompletion", "lossOn": "Completion", "truncation": "Error", "digest": "sha256:0",
+        "format": "PromptCompletion",
+        "lossOn": "Completion",
+        "truncation": "Error",
+        "digest": "sha256:0",
     } | changes
-    return RunFile.from_json({
-        "job": {"name": "job", "namespace": "team-a", "uid": "u-1"},
-        "model": {"source": {"uri": "s3://team/m", "access": {}}, "task": "CausalLM", "attention": "Sdpa", "digest": "d"},
-        "dataset": dataset, "objective": "Supervised", "tuning": {"type": "Full"}, "hyperparameters": hyperparameters,
-        "evaluation": {"generation": {}}, "checkpoint": {"keepLast": 1},
-        "output": {"target": {"uri": "s3://team/o", "access": {}}, "mergeAdapter": False, "onExisting": "Fail"},
-        "resources": {"pool": "cpu", "nodes": 1, "processesPerNode": 1, "accelerator": "cpu"},
-    })
+    return RunFile.from_json(
+        {
+            "job": {"name": "job", "namespace": "team-a", "uid": "u-1"},
+            "model": {
+                "source": {"uri": "s3://team/m", "access": {}},
+                "task": "CausalLM",
+                "attention": "Sdpa",
+                "digest": "d",
+            },
+            "dataset": dataset,
+            "objective": "Supervised",
+            "tuning": {"type": "Full"},
+            "hyperparameters": hyperparameters,
+            "evaluation": {"generation": {}},
+            "checkpoint": {"keepLast": 1},
+            "output": {"target": {"uri": "s3://team/o", "access": {}}, "mergeAdapter": False, "onExisting": "Fail"},
+            "resources": {"pool": "cpu", "nodes": 1, "processesPerNode": 1, "accelerator": "cpu"},
+        }
+    )
 
 
 def write_rows(inputs: Path, rows: list[dict[str, Any]], source: int | str = 0, name: str = "train.jsonl") -> Path:

@@ -28,8 +28,11 @@ MARKED = (
     "{% else %}{{ m | tojson }}{% continue %}{% endif %}{% endfor %}{% if add_generation_prompt %}A {% endif %}"
 )
 TURNS = (
-    Turn("system", "Be brief."), Turn("user", "Hello <b>"), Turn("assistant", "<think>\nhm\n</think>\n\nGood morning"),
-    Turn("user", "How?"), Turn("assistant", "<think>\nok\n</think>\n\nSo."),
+    Turn("system", "Be brief."),
+    Turn("user", "Hello <b>"),
+    Turn("assistant", "<think>\nhm\n</think>\n\nGood morning"),
+    Turn("user", "How?"),
+    Turn("assistant", "<think>\nok\n</think>\n\nSo."),
 )
 
 
@@ -48,12 +51,15 @@ def test_templates_render_as_transformers_renders_them(template: str, ask: bool)
     assert chat(template).render(turns, ask=ask) == expected
 
 
-@pytest.mark.parametrize(("template", "answers"), [
-    (CHATML, ["<think>\nhm\n</think>\n\nGood morning<|im_end|>", "<think>\nok\n</think>\n\nSo.<|im_end|>"]),
-    (THINKING, ["Good morning<|im_end|>", "<think>\nok\n</think>\n\nSo.<|im_end|>"]),
-    (MARKED, ["<think>\nhm\n</think>\n\nGood morning</s>", "<think>\nok\n</think>\n\nSo.</s>"]),
-    (None, [" <think>\nhm\n</think>\n\nGood morning</s>", " <think>\nok\n</think>\n\nSo.</s>"]),
-])
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (CHATML, ["<think>\nhm\n</think>\n\nGood morning<|im_end|>", "<think>\nok\n</think>\n\nSo.<|im_end|>"]),
+        (THINKING, ["Good morning<|im_end|>", "<think>\nok\n</think>\n\nSo.<|im_end|>"]),
+        (MARKED, ["<think>\nhm\n</think>\n\nGood morning</s>", "<think>\nok\n</think>\n\nSo.</s>"]),
+        (None, [" <think>\nhm\n</think>\n\nGood morning</s>", " <think>\nok\n</think>\n\nSo.</s>"]),
+    ],
+)
 def test_each_answer_is_found_with_its_end_token(template: str | None, answers: list[str]) -> None:
     format = chat(template)
     text = format.render(TURNS)
@@ -61,7 +67,13 @@ def test_each_answer_is_found_with_its_end_token(template: str | None, answers: 
 
 
 def test_answers_are_found_when_earlier_turns_change_under_later_ones() -> None:
-    turns = (Turn("system", "S"), Turn("user", "yes"), Turn("assistant", "yes"), Turn("user", "no"), Turn("assistant", "no"))
+    turns = (
+        Turn("system", "S"),
+        Turn("user", "yes"),
+        Turn("assistant", "yes"),
+        Turn("user", "no"),
+        Turn("assistant", "no"),
+    )
     format = chat(LATE_SYSTEM)
     text = format.render(turns)
     assert text == "<s>[INST] yes[/INST] yes</s>[INST] S no[/INST] no</s>"

@@ -14,15 +14,24 @@ from tests.train.data.making import CHATML, LLAMA, make_tokenizer
 
 QUESTION = (Turn("user", "What is the capital?"), Turn("assistant", "Paris."))
 TWO_TURNS = (
-    Turn("system", "Be kind."), Turn("user", "Hello"), Turn("assistant", "Good morning"), Turn("user", "assistant"),
+    Turn("system", "Be kind."),
+    Turn("user", "Hello"),
+    Turn("assistant", "Good morning"),
+    Turn("user", "assistant"),
     Turn("assistant", "assistant"),
 )
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerFast, *, loss_on: LossOn = LossOn.COMPLETION,
-                 truncation: Truncation = Truncation.ERROR, max_length: int = 512) -> Encoder:
-    return Encoder(TextTokenizer.from_transformers(tokenizer), loss_on=loss_on, truncation=truncation,
-                   max_length=max_length)
+def make_encoder(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    loss_on: LossOn = LossOn.COMPLETION,
+    truncation: Truncation = Truncation.ERROR,
+    max_length: int = 512,
+) -> Encoder:
+    return Encoder(
+        TextTokenizer.from_transformers(tokenizer), loss_on=loss_on, truncation=truncation, max_length=max_length
+    )
 
 
 def example(*turns: Turn) -> Example:
@@ -69,8 +78,10 @@ def test_a_template_with_the_end_token_learns_it_once() -> None:
 
 
 def test_a_template_without_an_end_token_gets_one_that_is_learnt() -> None:
-    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}" \
-               "{% if add_generation_prompt %}assistant: {% endif %}"
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     tokenizer = make_tokenizer(chat_template=template)
     encoding = encode(make_encoder(tokenizer), *QUESTION)
     assert whole(tokenizer, encoding) == "user: What is the capital?\nassistant: Paris.</s>"
@@ -150,8 +161,9 @@ def test_a_record_that_is_too_long_is_refused_with_both_lengths() -> None:
 def test_tail_cuts_the_end_and_says_how_much() -> None:
     tokenizer = make_tokenizer()
     full = encode(make_encoder(tokenizer), *QUESTION)
-    cut = encode(make_encoder(tokenizer, truncation=Truncation.TAIL, max_length=len(full.example.input_ids) - 1),
-                 *QUESTION)
+    cut = encode(
+        make_encoder(tokenizer, truncation=Truncation.TAIL, max_length=len(full.example.input_ids) - 1), *QUESTION
+    )
     assert cut.example.input_ids.tolist() == full.example.input_ids.tolist()[:-1]
     assert cut.cut and cut.length == len(full.example.input_ids) and not full.cut
 

@@ -43,9 +43,17 @@ def test_statistics_say_what_became_of_the_data(tmp_path: Path) -> None:
     tokens = sum(len(example.input_ids) for example in encoded.train)
     loss = sum(int((example.labels != IGNORED).sum()) for example in encoded.train)
     assert stats == {
-        "format": "PromptCompletion", "formatReason": "set by dataset.format", "promptForm": "plain (User: … Assistant: …)",
-        "trainRecords": 18, "validationRecords": 2, "trainTokens": tokens, "lossTokens": loss,
-        "longestTokens": max(len(example.input_ids) for example in encoded.train), "cut": 0, "cutTokens": 0, "leftOut": 0,
+        "format": "PromptCompletion",
+        "formatReason": "set by dataset.format",
+        "promptForm": "plain (User: … Assistant: …)",
+        "trainRecords": 18,
+        "validationRecords": 2,
+        "trainTokens": tokens,
+        "lossTokens": loss,
+        "longestTokens": max(len(example.input_ids) for example in encoded.train),
+        "cut": 0,
+        "cutTokens": 0,
+        "leftOut": 0,
         "recordsBySource": {"s3://team/d0": 18},
     }
 
@@ -63,7 +71,9 @@ def test_equal_records_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
     for seed in range(10):
         encoded = load(write_rows(tmp_path, ROWS[:4] * 3), validationFraction=0.3, seed=seed)
         assert not texts(encoded.validation) & texts(encoded.train)
-        assert len(encoded.validation) == 6  # two of four, three times each: the share of 3.6 rounded up to whole groups
+        assert (
+            len(encoded.validation) == 6
+        )  # two of four, three times each: the share of 3.6 rounded up to whole groups
 
 
 def test_held_out_prompts_end_where_the_answer_begins(tmp_path: Path) -> None:
@@ -137,7 +147,9 @@ def test_a_missing_column_refuses_the_data_and_names_the_columns(tmp_path: Path)
 def test_records_that_are_too_long_are_refused_unless_they_may_be_cut(tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "p", "completion": "word " * 100}]
     inputs = write_rows(tmp_path, rows)
-    with pytest.raises(FinetuneError, match=r"1 of 21 records .* line 21: .* more than hyperparameters.maxSequenceLength 64"):
+    with pytest.raises(
+        FinetuneError, match=r"1 of 21 records .* line 21: .* more than hyperparameters.maxSequenceLength 64"
+    ):
         load(inputs, max_sequence_length=64)
     encoded = load(inputs, max_sequence_length=64, truncation="Tail")
     assert max(len(example.input_ids) for example in encoded.train) == 64
@@ -168,6 +180,7 @@ def test_data_sources_and_preflight_import_no_heavy_library() -> None:
         "import json, sys; import finetune_trainer.data, finetune_trainer.sources, finetune_trainer.preflight.__main__; "
         "print(json.dumps([m for m in ('torch', 'transformers', 'huggingface_hub', 'numpy') if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={"PYTHONPATH": ":".join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
     assert json.loads(done.stdout) == []

@@ -41,7 +41,8 @@ def test_a_text_file_has_one_record_a_line_and_a_byte_order_mark_is_no_text(tmp_
     path = tmp_path / "novel.txt"
     path.write_bytes(b"\xef\xbb\xbfIt was\r\n\r\na dark night\n")
     assert [(row.row, row.fields["text"]) for row in read(path) if isinstance(row, Record)] == [
-        (1, "It was"), (3, "a dark night"),
+        (1, "It was"),
+        (3, "a dark night"),
     ]
 
 
@@ -51,16 +52,20 @@ def test_a_folder_is_read_in_the_order_of_names_and_other_files_are_left_alone(t
     (tmp_path / "a.jsonl").write_text('{"n": 1}\n')
     (tmp_path / "README.md").write_text("# not data")
     assert [(row.file, row.fields["n"]) for row in read_folder(tmp_path, SOURCE) if isinstance(row, Record)] == [
-        ("a.jsonl", 1), ("sub/b.jsonl", 2),
+        ("a.jsonl", 1),
+        ("sub/b.jsonl", 2),
     ]
 
 
-@pytest.mark.parametrize(("line", "problem"), [
-    (b'{"question": "a", "answer": ', "not valid JSON at column"),
-    (b'["a", "b"]', "a list, not an object"),
-    (b'{"question": "\xff\xfe"}', "not UTF-8 at byte 14 of the line"),
-    (b"[" * 200_000, "nested too deeply"),
-])
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"question": "a", "answer": ', "not valid JSON at column"),
+        (b'["a", "b"]', "a list, not an object"),
+        (b'{"question": "\xff\xfe"}', "not UTF-8 at byte 14 of the line"),
+        (b"[" * 200_000, "nested too deeply"),
+    ],
+)
 def test_a_broken_jsonl_line_is_told_with_its_number_and_the_rest_is_read(
     tmp_path: Path, line: bytes, problem: str
 ) -> None:
@@ -93,7 +98,8 @@ def test_csv_faults_are_told_with_the_line_where_the_record_begins(tmp_path: Pat
     rows = read(path)
     assert fields(rows) == [{"question": "two\nlines", "answer": "yes"}, {"question": "last", "answer": "one"}]
     assert [(row.where, row.problem) for row in rows if isinstance(row, BadRecord)] == [
-        ("train.csv line 4", "3 values for 2 columns"), ("train.csv line 5", "not UTF-8 at byte 1 of the line"),
+        ("train.csv line 4", "3 values for 2 columns"),
+        ("train.csv line 5", "not UTF-8 at byte 1 of the line"),
     ]
 
 

@@ -66,8 +66,11 @@ def make_file(bucket: Bucket) -> Callable[..., PreflightFile]:
     def make(**changes: Any) -> PreflightFile:
         sources = changes.pop("sources", [bucket.uri("train.jsonl")])
         document = {
-            "job": {"name": "faq", "namespace": "team-a", "uid": "11111111-2222"}, "specDigest": "sha256:spec",
-            "task": "CausalLM", "onExisting": "Fail", "sources": [reference(source) for source in sources],
+            "job": {"name": "faq", "namespace": "team-a", "uid": "11111111-2222"},
+            "specDigest": "sha256:spec",
+            "task": "CausalLM",
+            "onExisting": "Fail",
+            "sources": [reference(source) for source in sources],
             "model": reference(changes.pop("model", bucket.uri("model"))),
             "output": reference(changes.pop("output", bucket.uri("out"))),
         }

@@ -86,21 +86,27 @@ def test_all_faults_are_told_at_once_those_to_mend_first(make_file: MakeFile, bu
     )
     assert not result.ok
     assert told(result) == [
-        ("ModelNotFound", "spec.model.uri"), ("DataNotFound", "spec.dataset.sources[1].uri"),
-        ("DataInvalid", "spec.dataset.sources[0].uri"), ("StorageUnavailable", "spec.storage"),
+        ("ModelNotFound", "spec.model.uri"),
+        ("DataNotFound", "spec.dataset.sources[1].uri"),
+        ("DataInvalid", "spec.dataset.sources[0].uri"),
+        ("StorageUnavailable", "spec.storage"),
     ]
     assert "bad.jsonl line 2: not valid JSON" in result.findings[2].message
 
 
-@pytest.mark.parametrize(("data", "expected"), [
-    (JSONL + b'{"question": "x", "answer": "y"\n', "bad.jsonl line 41: not valid JSON at column"),
-    (JSONL + b'{"question": "x"}\n', "bad.jsonl line 41: there is no column 'answer'; there are question"),
-    (b"", r"dataset.sources[0].uri holds no record"),
-    (b'{"source": "a", "target": "b"}\n', "The format of the data is not clear: the first record has the columns source"),
-])
-def test_bad_data_is_told_with_line_and_cause(
-    make_file: MakeFile, bucket: Bucket, data: bytes, expected: str
-) -> None:
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (JSONL + b'{"question": "x", "answer": "y"\n', "bad.jsonl line 41: not valid JSON at column"),
+        (JSONL + b'{"question": "x"}\n', "bad.jsonl line 41: there is no column 'answer'; there are question"),
+        (b"", r"dataset.sources[0].uri holds no record"),
+        (
+            b'{"source": "a", "target": "b"}\n',
+            "The format of the data is not clear: the first record has the columns source",
+        ),
+    ],
+)
+def test_bad_data_is_told_with_line_and_cause(make_file: MakeFile, bucket: Bucket, data: bytes, expected: str) -> None:
     result = run_preflight(make_file(sources=[bucket.put("bad.jsonl", data)]), bucket.env)
     assert [name for name, _ in told(result)] == ["DataInvalid"] and expected in message(result)
 
@@ -119,11 +125,14 @@ def test_a_faulty_validation_source_is_told_with_its_own_field(make_file: MakeFi
     assert result.data is not None and (result.data.rows, result.data.bad_rows) == (40, 0)
 
 
-@pytest.mark.parametrize(("key", "value", "expected"), [
-    ("AWS_SECRET_ACCESS_KEY", "wrong-secret-key-0123", "the secret key is wrong"),
-    ("AWS_ACCESS_KEY_ID", "nobody", "does not know this access key id"),
-    ("AWS_ACCESS_KEY_ID", "", "hold no AWS_ACCESS_KEY_ID"),
-])
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "wrong-secret-key-0123", "the secret key is wrong"),
+        ("AWS_ACCESS_KEY_ID", "nobody", "does not know this access key id"),
+        ("AWS_ACCESS_KEY_ID", "", "hold no AWS_ACCESS_KEY_ID"),
+    ],
+)
 def test_wrong_keys_are_told_for_each_place(
     make_file: MakeFile, bucket: Bucket, key: str, value: str, expected: str
 ) -> None:
@@ -133,12 +142,15 @@ def test_wrong_keys_are_told_for_each_place(
     assert "wrong-secret-key" not in result.model_dump_json()
 
 
-@pytest.mark.parametrize(("output", "failure_class", "field"), [
-    ("s3://no-such-bucket/out", "BucketNotFound", "spec.output.uri"),
-    ("s3://foreign/out", "CredentialsRejected", "spec.credentials"),
-    ("pvc://absent/out", "BucketNotFound", "spec.output.uri"),
-    ("file:///tmp/out", "InvalidSpec", "spec.output.uri"),
-])
+@pytest.mark.parametrize(
+    ("output", "failure_class", "field"),
+    [
+        ("s3://no-such-bucket/out", "BucketNotFound", "spec.output.uri"),
+        ("s3://foreign/out", "CredentialsRejected", "spec.credentials"),
+        ("pvc://absent/out", "BucketNotFound", "spec.output.uri"),
+        ("file:///tmp/out", "InvalidSpec", "spec.output.uri"),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_told(
     make_file: MakeFile, bucket: Bucket, output: str, failure_class: str, field: str
 ) -> None:
@@ -148,11 +160,15 @@ def test_an_output_that_cannot_be_written_is_told(
 
 def claim(bucket: Bucket, uid: str, model: str, data: str) -> None:
     keys = bucket.s3.environment("team-a")
-    settings = S3Settings(bucket.s3.endpoint, access_key_id=keys["AWS_ACCESS_KEY_ID"],
-                          secret_access_key=keys["AWS_SECRET_ACCESS_KEY"])
+    settings = S3Settings(
+        bucket.s3.endpoint, access_key_id=keys["AWS_ACCESS_KEY_ID"], secret_access_key=keys["AWS_SECRET_ACCESS_KEY"]
+    )
     store, prefix = open_store(bucket.uri("out"), settings)
-    claim_output(store, prefix, Claim(job_uid=uid, namespace="team-a", name="earlier", model_digest=model,
-                                      data_digest=data, method_digest="m"))
+    claim_output(
+        store,
+        prefix,
+        Claim(job_uid=uid, namespace="team-a", name="earlier", model_digest=model, data_digest=data, method_digest="m"),
+    )
 
 
 def test_an_output_of_another_job_is_told_with_its_owner(make_file: MakeFile, bucket: Bucket) -> None:
@@ -185,10 +201,13 @@ def test_pickle_weights_are_refused(make_file: MakeFile, bucket: Bucket) -> None
     assert told(result) == [("UnsafeFile", "spec.model.uri")]
 
 
-@pytest.mark.parametrize(("config", "expected"), [
-    ({"model_type": "unheard-of"}, "model type 'unheard-of' is not supported"),
-    ({"num_hidden_layers": None}, "config.json has no num_hidden_layers"),
-])
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "unheard-of"}, "model type 'unheard-of' is not supported"),
+        ({"num_hidden_layers": None}, "config.json has no num_hidden_layers"),
+    ],
+)
 def test_a_model_that_cannot_be_tuned_is_told(
     make_file: MakeFile, bucket: Bucket, config: dict[str, Any], expected: str
 ) -> None:
@@ -210,7 +229,8 @@ def test_the_model_and_data_of_a_hub_are_checked(bucket: Bucket, make_file: Make
         env = bucket.env | {"HF_ENDPOINT": hub.endpoint}
         result = run_preflight(file, env)
         assert told(result) == [
-            ("ModelNotFound", "spec.model.uri"), ("DataNotFound", "spec.dataset.sources[0].uri"),
+            ("ModelNotFound", "spec.model.uri"),
+            ("DataNotFound", "spec.dataset.sources[0].uri"),
         ]
         result = run_preflight(file, env | {"FINETUNE_CRED_TEAM_HF_TOKEN": "hf_secret_token"})
     assert result.ok and result.findings == []
@@ -234,8 +254,9 @@ def test_conversations_that_the_chat_template_refuses_are_bad_rows(make_file: Ma
     source = bucket.put("talk.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
     result = run_preflight(make_file(model=bucket.uri("strict"), sources=[source]), bucket.env)
     assert told(result) == [("DataInvalid", "spec.dataset.sources[0].uri")]
-    assert "1 of 2 records" in message(result) and "talk.jsonl line 2: the model's chat template refuses it: no system role" \
-        in message(result)
+    assert "1 of 2 records" in message(
+        result
+    ) and "talk.jsonl line 2: the model's chat template refuses it: no system role" in message(result)
 
 
 def test_without_tokenizer_json_tokens_are_estimated_and_it_says_so(make_file: MakeFile, bucket: Bucket) -> None:
@@ -253,14 +274,19 @@ def test_local_files_pass_under_finetune_run_and_not_in_a_cluster(
 ) -> None:
     write_files(tmp_path / "model", model_files())
     (tmp_path / "train.jsonl").write_bytes(JSONL)
-    uris = {"model": (tmp_path / "model").as_uri(), "sources": [(tmp_path / "train.jsonl").as_uri()],
-            "output": (tmp_path / "out").as_uri()}
+    uris = {
+        "model": (tmp_path / "model").as_uri(),
+        "sources": [(tmp_path / "train.jsonl").as_uri()],
+        "output": (tmp_path / "out").as_uri(),
+    }
     result = run_preflight(make_file(local=True, **uris), {})
     assert result.ok and result.data is not None and result.data.rows == 40
     assert not (tmp_path / "out").exists()
     refused = told(run_preflight(make_file(**uris), {}))
     assert sorted(refused) == [
-        ("InvalidSpec", "spec.dataset.sources[0].uri"), ("InvalidSpec", "spec.model.uri"), ("InvalidSpec", "spec.output.uri"),
+        ("InvalidSpec", "spec.dataset.sources[0].uri"),
+        ("InvalidSpec", "spec.model.uri"),
+        ("InvalidSpec", "spec.output.uri"),
     ]
 
 
@@ -277,8 +303,9 @@ def test_a_storage_that_accepts_and_never_answers_is_given_up(make_file: MakeFil
 
         threading.Thread(target=accept, daemon=True).start()
         access = {"profile": "team", "endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}"}
-        result = run_preflight(make_file(output={"uri": "s3://team-a/x", "access": access}), bucket.env,
-                               stall_seconds=8)
+        result = run_preflight(
+            make_file(output={"uri": "s3://team-a/x", "access": access}), bucket.env, stall_seconds=8
+        )
     assert told(result) == [("StorageUnavailable", "spec.output.uri")]
     assert "s3://team-a/x did not answer for 8 s" in message(result)
     assert result.model is not None and result.data is not None and result.data.rows == 40
@@ -290,4 +317,6 @@ def test_a_tokenizer_that_cannot_be_read_is_told(make_file: MakeFile, bucket: Bu
     for name, data in (model_files() | {"tokenizer.json": b"{}"}).items():
         bucket.put(f"broken/{name}", data)
     result = run_preflight(make_file(model=bucket.uri("broken")), bucket.env)
-    assert told(result) == [("ModelUnsupported", "spec.model.uri")] and "tokenizer.json cannot be read" in message(result)
+    assert told(result) == [("ModelUnsupported", "spec.model.uri")] and "tokenizer.json cannot be read" in message(
+        result
+    )

@@ -33,9 +33,19 @@ LIGHT = (
 def run(tmp_path: Path, document: str, env: dict[str, str]) -> tuple[int, Preflight, list[dict[str, object]]]:
     (tmp_path / "preflight.json").write_text(document)
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, "--file", str(tmp_path / "preflight.json"),
-         "--termination-log", str(tmp_path / "termination")],
-        capture_output=True, text=True, timeout=60, check=False,
+        [
+            sys.executable,
+            "-c",
+            LIGHT,
+            "--file",
+            str(tmp_path / "preflight.json"),
+            "--termination-log",
+            str(tmp_path / "termination"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
         env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]} | env,
     )
     data = (tmp_path / "termination").read_bytes()

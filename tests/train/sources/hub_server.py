@@ -65,7 +65,9 @@ class HubServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -109,15 +111,23 @@ def _info(key: str, repository: Repository) -> dict[str, object]:
         if len(data) >= LARGE_BYTES:
             entry["lfs"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pointerSize": 134}
         siblings.append(entry)
-    return {"id": key.removeprefix("datasets/"), "sha": repository.commit, "siblings": siblings, "private": False,
-            "downloads": 0, "likes": 0, "tags": []}
+    return {
+        "id": key.removeprefix("datasets/"),
+        "sha": repository.commit,
+        "siblings": siblings,
+        "private": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [],
+    }
 
 
 def _tree(repository: Repository, below: str) -> list[dict[str, object]]:
     folder = f"{below.rstrip('/')}/" if below else ""
     return [
         {"type": "file", "path": name, "size": len(data), "oid": _blob(data)}
-        for name, data in sorted(repository.files.items()) if name.startswith(folder)
+        for name, data in sorted(repository.files.items())
+        if name.startswith(folder)
     ]
 
 

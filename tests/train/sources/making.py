@@ -18,8 +18,14 @@ from tests.cluster.s3 import S3Server
 from tests.train.data.making import backend
 
 CONFIG = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_hidden_layers": 2,
-    "vocab_size": 500, "max_position_embeddings": 64, "num_attention_heads": 2, "intermediate_size": 16,
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 500,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
 }
 PARAMETERS = 500 * 8 + 8 * 16
 INDEX = "model.safetensors.index.json"
@@ -35,8 +41,13 @@ class Boom:
 PICKLE = pickle.dumps(Boom())
 
 
-def model_files(*, shards: int = 1, config: Mapping[str, Any] | None = None, tokenizer: bool = True,
-                chat_template: str | None = None) -> dict[str, bytes]:
+def model_files(
+    *,
+    shards: int = 1,
+    config: Mapping[str, Any] | None = None,
+    tokenizer: bool = True,
+    chat_template: str | None = None,
+) -> dict[str, bytes]:
     """The files of a model with PARAMETERS parameters, by name; with shards > 1 an index and two weight files."""
     tensors = {"embed.weight": np.zeros((500, 8), np.float16), "mlp.weight": np.ones((8, 16), np.float16)}
     files = {"config.json": json.dumps(CONFIG | dict(config or {})).encode()}

@@ -104,9 +104,13 @@ def test_the_first_bytes_of_a_file_are_read_without_the_rest(put: Put) -> None:
     assert b"".join(place.stream("config.json")) == b"0123456789" * 1000
 
 
-@pytest.mark.parametrize(("purpose", "failure_class", "field"), [
-    (Purpose.MODEL, "ModelNotFound", "model.uri"), (Purpose.DATA, "DataNotFound", "dataset.sources[1].uri"),
-])
+@pytest.mark.parametrize(
+    ("purpose", "failure_class", "field"),
+    [
+        (Purpose.MODEL, "ModelNotFound", "model.uri"),
+        (Purpose.DATA, "DataNotFound", "dataset.sources[1].uri"),
+    ],
+)
 def test_what_is_not_there_is_named_with_its_field(
     put: Put, tmp_path: Path, purpose: Purpose, failure_class: str, field: str
 ) -> None:
@@ -117,11 +121,18 @@ def test_what_is_not_there_is_named_with_its_field(
     assert (caught.value.failure_class, caught.value.field) == (failure_class, f"spec.{field}")
 
 
-@pytest.mark.parametrize(("change", "failure_class", "message"), [
-    ({"model.safetensors": None, "pytorch_model.bin": PICKLE}, "UnsafeFile", "has pickle weights only .pytorch_model.bin"),
-    ({"model.safetensors": None}, "ModelUnsupported", "has no weights"),
-    ({"config.json": None}, "ModelUnsupported", "holds no config.json"),
-])
+@pytest.mark.parametrize(
+    ("change", "failure_class", "message"),
+    [
+        (
+            {"model.safetensors": None, "pytorch_model.bin": PICKLE},
+            "UnsafeFile",
+            "has pickle weights only .pytorch_model.bin",
+        ),
+        ({"model.safetensors": None}, "ModelUnsupported", "has no weights"),
+        ({"config.json": None}, "ModelUnsupported", "holds no config.json"),
+    ],
+)
 def test_a_model_that_cannot_be_used_is_refused(
     put: Put, tmp_path: Path, change: dict[str, bytes | None], failure_class: str, message: str
 ) -> None:
@@ -167,7 +178,9 @@ def test_data_of_another_kind_is_refused_with_what_is_there(put: Put, tmp_path: 
 
 def test_a_local_file_is_refused_in_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match="file:// works only with `finetune run`") as caught:
-        open_source(reference(tmp_path.as_uri()), purpose=Purpose.DATA, field="dataset.sources[0].uri", reach=Reach(env={}))
+        open_source(
+            reference(tmp_path.as_uri()), purpose=Purpose.DATA, field="dataset.sources[0].uri", reach=Reach(env={})
+        )
     assert (caught.value.failure_class, caught.value.field) == ("InvalidSpec", "spec.dataset.sources[0].uri")
 
 
@@ -184,6 +197,11 @@ def test_a_claim_is_linked_and_not_copied_and_links_may_not_leave_it(tmp_path: P
 
 def test_a_claim_that_is_not_mounted_is_told(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match="the claim 'absent' is not mounted") as caught:
-        fetch(reference("pvc://absent/m"), tmp_path / "got", purpose=Purpose.MODEL, field="model.uri",
-              reach=Reach(env={}, claims=tmp_path))
+        fetch(
+            reference("pvc://absent/m"),
+            tmp_path / "got",
+            purpose=Purpose.MODEL,
+            field="model.uri",
+            reach=Reach(env={}, claims=tmp_path),
+        )
     assert caught.value.failure_class == "ModelNotFound"

@@ -29,16 +29,33 @@ configs:
 """
 
 
-def model(hub: HubServer, tmp_path: Path, *, token: str | None = None, uri: str = "hf://team/model",
-          revision: str | None = None, patient: bool = False) -> Fetched:
+def model(
+    hub: HubServer,
+    tmp_path: Path,
+    *,
+    token: str | None = None,
+    uri: str = "hf://team/model",
+    revision: str | None = None,
+    patient: bool = False,
+) -> Fetched:
     env = {"HF_ENDPOINT": hub.endpoint} | profile_env("TEAM", {"HF_TOKEN": token} if token else {})
-    return fetch(reference(uri, profile="team", revision=revision), tmp_path / "got", purpose=Purpose.MODEL,
-                 field="model.uri", reach=Reach(env=env, patient=patient))
+    return fetch(
+        reference(uri, profile="team", revision=revision),
+        tmp_path / "got",
+        purpose=Purpose.MODEL,
+        field="model.uri",
+        reach=Reach(env=env, patient=patient),
+    )
 
 
 def data(hub: HubServer, tmp_path: Path, uri: str = "hf://datasets/team/data", **which: str) -> list[str]:
-    fetched = fetch(reference(uri, **which), tmp_path / "got", purpose=Purpose.DATA, field="dataset.sources[0].uri",
-                    reach=Reach(env={"HF_ENDPOINT": hub.endpoint}, patient=False))
+    fetched = fetch(
+        reference(uri, **which),
+        tmp_path / "got",
+        purpose=Purpose.DATA,
+        field="dataset.sources[0].uri",
+        reach=Reach(env={"HF_ENDPOINT": hub.endpoint}, patient=False),
+    )
     return [file.name for file in fetched.files]
 
 
@@ -96,8 +113,13 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_is_told(hub: HubServer, tmp_pa
 
 def test_a_hub_where_nothing_listens_is_told(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError, match=r"ConnectError. Check HF_ENDPOINT") as caught:
-        fetch(reference("hf://team/model"), tmp_path / "got", purpose=Purpose.MODEL, field="model.uri",
-              reach=Reach(env={"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, patient=False))
+        fetch(
+            reference("hf://team/model"),
+            tmp_path / "got",
+            purpose=Purpose.MODEL,
+            field="model.uri",
+            reach=Reach(env={"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"}, patient=False),
+        )
     assert caught.value.failure_class == "StorageUnavailable"
 
 

@@ -32,8 +32,9 @@ def test_parameters_and_shape_come_from_headers_and_config(tmp_path: Path, shard
     assert (facts.model_type, facts.architecture) == ("llama", "LlamaForCausalLM")
     assert (facts.hidden_size, facts.layers, facts.vocabulary_size, facts.max_positions) == (8, 2, 500, 64)
     assert facts.has_chat_template is False
-    fetched = fetch(reference((tmp_path / "m").as_uri()), tmp_path / "got", purpose=Purpose.MODEL, field="model.uri",
-                    reach=REACH)
+    fetched = fetch(
+        reference((tmp_path / "m").as_uri()), tmp_path / "got", purpose=Purpose.MODEL, field="model.uri", reach=REACH
+    )
     assert facts.digest == fetched.digest
 
 
@@ -41,8 +42,12 @@ def test_weights_on_a_hub_are_counted_without_downloading_them(hub: HubServer) -
     files = model_files()
     files["model.safetensors"] += b""
     hub.repositories["team/model"] = Repository(files)
-    place = open_source(reference("hf://team/model"), purpose=Purpose.MODEL, field="model.uri",
-                        reach=Reach(env={"HF_ENDPOINT": hub.endpoint}))
+    place = open_source(
+        reference("hf://team/model"),
+        purpose=Purpose.MODEL,
+        field="model.uri",
+        reach=Reach(env={"HF_ENDPOINT": hub.endpoint}),
+    )
     assert inspect_model(place).parameters == PARAMETERS
     weights = [line for line in hub.requests if "model.safetensors" in line]
     assert weights and all(" 206 " in line for line in weights)
@@ -51,7 +56,8 @@ def test_weights_on_a_hub_are_counted_without_downloading_them(hub: HubServer) -
 def test_a_chat_template_is_found_wherever_it_is_stored(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     stored = {
-        "A": {"chat_template.jinja": b"A"}, "B": {"chat_template.json": b'{"chat_template": "B"}'},
+        "A": {"chat_template.jinja": b"A"},
+        "B": {"chat_template.json": b'{"chat_template": "B"}'},
         "C": {"tokenizer_config.json": b'{"chat_template": "C"}'},
         "D": {"tokenizer_config.json": json.dumps({"chat_template": named}).encode()},
     }
@@ -62,19 +68,27 @@ def test_a_chat_template_is_found_wherever_it_is_stored(tmp_path: Path) -> None:
         assert inspect_model(place).has_chat_template
 
 
-@pytest.mark.parametrize(("files", "message"), [
-    ({"config.json": b'{"model_type": "llama",\n "hidden_size": }'}, "config.json line 2 is not valid JSON"),
-    ({"config.json": b"[]"}, "config.json is not a JSON object"),
-    ({"config.json": b'{"model_type": "unheard-of"}'}, "model type 'unheard-of' is not supported; supported are bloom"),
-    ({"config.json": b"{}"}, "has no model_type"),
-    ({"config.json": b'{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}'},
-     "LlamaForSequenceClassification is not a causal language model"),
-    ({"config.json": b'{"model_type": "llama", "quantization_config": {"bits": 4}}'}, "quantised already"),
-    ({"config.json": b'{"model_type": "llama"}'}, "config.json has no hidden_size"),
-    ({"model.safetensors": b"\xff" * 64}, "model.safetensors at .* has no safetensors header"),
-    ({"model.safetensors": model_files()["model.safetensors"][:-10]}, r"it should have 8\d+ bytes and has 8\d+"),
-    ({INDEX: b"{}"}, "is not a weight index"),
-])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": b'{"model_type": "llama",\n "hidden_size": }'}, "config.json line 2 is not valid JSON"),
+        ({"config.json": b"[]"}, "config.json is not a JSON object"),
+        (
+            {"config.json": b'{"model_type": "unheard-of"}'},
+            "model type 'unheard-of' is not supported; supported are bloom",
+        ),
+        ({"config.json": b"{}"}, "has no model_type"),
+        (
+            {"config.json": b'{"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}'},
+            "LlamaForSequenceClassification is not a causal language model",
+        ),
+        ({"config.json": b'{"model_type": "llama", "quantization_config": {"bits": 4}}'}, "quantised already"),
+        ({"config.json": b'{"model_type": "llama"}'}, "config.json has no hidden_size"),
+        ({"model.safetensors": b"\xff" * 64}, "model.safetensors at .* has no safetensors header"),
+        ({"model.safetensors": model_files()["model.safetensors"][:-10]}, r"it should have 8\d+ bytes and has 8\d+"),
+        ({INDEX: b"{}"}, "is not a weight index"),
+    ],
+)
 def test_a_model_that_cannot_be_tuned_is_refused_with_the_reason(
     tmp_path: Path, files: dict[str, bytes], message: str
 ) -> None:

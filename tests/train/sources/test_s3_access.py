@@ -16,8 +16,13 @@ from tests.train.sources.making import profile_env, reference, upload
 
 def get(uri: str, tmp_path: Path, env: dict[str, str], endpoint: str | None = None) -> FinetuneError:
     with pytest.raises(FinetuneError) as caught:
-        fetch(reference(uri, profile="team", endpoint=endpoint), tmp_path / "got", purpose=Purpose.DATA,
-              field="dataset.sources[0].uri", reach=Reach(env=env, patient=False))
+        fetch(
+            reference(uri, profile="team", endpoint=endpoint),
+            tmp_path / "got",
+            purpose=Purpose.DATA,
+            field="dataset.sources[0].uri",
+            reach=Reach(env=env, patient=False),
+        )
     assert env.get("FINETUNE_CRED_TEAM_AWS_SECRET_ACCESS_KEY", "no key") not in str(caught.value)
     return caught.value
 
@@ -60,14 +65,21 @@ def test_an_endpoint_where_nothing_listens_is_told(tmp_path: Path) -> None:
 def test_a_profile_without_a_key_names_the_key(tmp_path: Path) -> None:
     error = get("s3://team-a/x", tmp_path, profile_env("TEAM", {"HF_TOKEN": "t"}))
     assert error.failure_class == "CredentialsRejected"
-    assert str(error) == "the credentials 'team' hold no AWS_ACCESS_KEY_ID. Add the key AWS_ACCESS_KEY_ID to the secret."
+    assert (
+        str(error) == "the credentials 'team' hold no AWS_ACCESS_KEY_ID. Add the key AWS_ACCESS_KEY_ID to the secret."
+    )
 
 
 def test_a_key_that_names_a_file_wins_over_a_folder_of_a_longer_name(s3: S3Server, tmp_path: Path) -> None:
     upload(s3, "team-a", "names", {"faq": b"{}", "faq-old/a.jsonl": b"{}", "set/a.jsonl": b"{}", "set2/b.jsonl": b"{}"})
     env = profile_env("TEAM", s3.environment("team-a"))
-    fetched = fetch(reference("s3://team-a/names/set/", profile="team", endpoint=s3.endpoint), tmp_path / "got",
-                    purpose=Purpose.DATA, field="f", reach=Reach(env=env))
+    fetched = fetch(
+        reference("s3://team-a/names/set/", profile="team", endpoint=s3.endpoint),
+        tmp_path / "got",
+        purpose=Purpose.DATA,
+        field="f",
+        reach=Reach(env=env),
+    )
     assert [file.name for file in fetched.files] == ["a.jsonl"]
     error = get("s3://team-a/names/faq", tmp_path, env, s3.endpoint)
     assert error.failure_class == "DataInvalid" and "it holds faq." in str(error)
@@ -75,8 +87,12 @@ def test_a_key_that_names_a_file_wins_over_a_folder_of_a_longer_name(s3: S3Serve
 
 def test_settings_come_from_the_profile_and_fall_back_to_the_environment() -> None:
     env = profile_env("TEAM_A", {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key\n", "HF_TOKEN": "hf"})
-    env |= {"AWS_ENDPOINT_URL": "http://s3:9000", "AWS_REGION": "eu-1", "AWS_ACCESS_KEY_ID": "ambient",
-            "AWS_SECRET_ACCESS_KEY": "ambient-key"}
+    env |= {
+        "AWS_ENDPOINT_URL": "http://s3:9000",
+        "AWS_REGION": "eu-1",
+        "AWS_ACCESS_KEY_ID": "ambient",
+        "AWS_SECRET_ACCESS_KEY": "ambient-key",
+    }
     named = resolve_access(StorageAccess(profile="team-a", path_style=True), env)
     assert (named.access_key_id, named.secret_access_key, named.session_token) == ("id", "key", None)
     assert (named.endpoint, named.region, named.path_style) == ("http://s3:9000", "eu-1", True)

@@ -25,9 +25,18 @@ from finetune_api.runfile import RunFile
 from tests.train.models import tiny_model
 
 _PRELOADED = [
-    "torch", "transformers", "transformers.trainer", "peft", "bitsandbytes", "accelerate", "matplotlib.figure",
-    "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
-    "finetune_trainer.worker.train", "finetune_trainer.worker.main", "tests.train.models",
+    "torch",
+    "transformers",
+    "transformers.trainer",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "matplotlib.figure",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.modeling_auto",
+    "finetune_trainer.worker.train",
+    "finetune_trainer.worker.main",
+    "tests.train.models",
 ]
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(_PRELOADED)
@@ -37,25 +46,58 @@ TIMEOUT_SECONDS = 240
 def records(count: int = 24) -> list[dict[str, str]]:
     """A task that a tiny model can learn: a letter asks for a word."""
     words = ["red", "blue", "green", "black", "white", "grey"]
-    return [{"prompt": f"say {words[i % 6]} {i // 6}: ", "completion": words[i % 6] * (1 + i % 3)} for i in range(count)]
+    return [
+        {"prompt": f"say {words[i % 6]} {i // 6}: ", "completion": words[i % 6] * (1 + i % 3)} for i in range(count)
+    ]
 
 
 def run_file(**changes: Any) -> RunFile:
     """A run on two held-out records and the rest for training; changes name fields of any section."""
     document: dict[str, Any] = {
         "job": {"name": "tiny", "namespace": "team-a", "uid": "0f0e0d0c-0000-0000-0000-000000000001"},
-        "model": {"source": {"uri": "hf://tiny/llama", "revision": "abc123", "access": {}}, "task": "CausalLM",
-                  "attention": "Sdpa", "digest": "sha256:m"},
-        "dataset": {"sources": [{"uri": "s3://b/train.jsonl", "access": {}}], "format": "PromptCompletion",
-                    "validationFraction": 0.2, "lossOn": "Completion", "truncation": "Error", "digest": "sha256:d"},
+        "model": {
+            "source": {"uri": "hf://tiny/llama", "revision": "abc123", "access": {}},
+            "task": "CausalLM",
+            "attention": "Sdpa",
+            "digest": "sha256:m",
+        },
+        "dataset": {
+            "sources": [{"uri": "s3://b/train.jsonl", "access": {}}],
+            "format": "PromptCompletion",
+            "validationFraction": 0.2,
+            "lossOn": "Completion",
+            "truncation": "Error",
+            "digest": "sha256:d",
+        },
         "objective": "Supervised",
-        "tuning": {"type": "LoRA", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "targetModules": ["all-linear"],
-                                            "bias": "None", "variant": "Standard"}},
+        "tuning": {
+            "type": "LoRA",
+            "lora": {
+                "rank": 4,
+                "alpha": 8,
+                "dropout": 0.0,
+                "targetModules": ["all-linear"],
+                "bias": "None",
+                "variant": "Standard",
+            },
+        },
         "hyperparameters": {
-            "totalSteps": 4, "epochs": 1, "learningRate": 1e-2, "schedule": "Linear", "warmupRatio": 0.0,
-            "weightDecay": 0.0, "microBatchSize": 2, "gradientAccumulation": 2, "maxSequenceLength": 64,
-            "precision": "FP32", "optimizer": "AdamW", "gradientCheckpointing": False, "maxGradNorm": 1.0,
-            "zeroStage": 0, "seed": 7},
+            "totalSteps": 4,
+            "epochs": 1,
+            "learningRate": 1e-2,
+            "schedule": "Linear",
+            "warmupRatio": 0.0,
+            "weightDecay": 0.0,
+            "microBatchSize": 2,
+            "gradientAccumulation": 2,
+            "maxSequenceLength": 64,
+            "precision": "FP32",
+            "optimizer": "AdamW",
+            "gradientCheckpointing": False,
+            "maxGradNorm": 1.0,
+            "zeroStage": 0,
+            "seed": 7,
+        },
         "evaluation": {"generation": {"maxNewTokens": 8}},
         "checkpoint": {"keepLast": 2},
         "output": {"target": {"uri": "s3://b/out", "access": {}}, "mergeAdapter": False, "onExisting": "Fail"},
@@ -69,10 +111,25 @@ def run_file(**changes: Any) -> RunFile:
 
 
 _FIELDS = {
-    **{name: ("hyperparameters", name) for name in (
-        "totalSteps", "learningRate", "schedule", "warmupRatio", "weightDecay", "microBatchSize",
-        "gradientAccumulation", "maxSequenceLength", "precision", "optimizer", "gradientCheckpointing",
-        "maxGradNorm", "zeroStage", "seed")},
+    **{
+        name: ("hyperparameters", name)
+        for name in (
+            "totalSteps",
+            "learningRate",
+            "schedule",
+            "warmupRatio",
+            "weightDecay",
+            "microBatchSize",
+            "gradientAccumulation",
+            "maxSequenceLength",
+            "precision",
+            "optimizer",
+            "gradientCheckpointing",
+            "maxGradNorm",
+            "zeroStage",
+            "seed",
+        )
+    },
     **{name: ("tuning", name) for name in ("type", "lora", "quantization")},
     "processesPerNode": ("resources", "processesPerNode"),
     "evaluateSteps": ("evaluation", "everySteps"),
@@ -176,8 +233,13 @@ def start(function: Callable[..., Any], world_size: int, arguments: Any) -> list
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
     processes = []
     for rank in range(world_size):
         own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -233,8 +295,9 @@ def _make_model(target: str, options: dict[str, Any]) -> None:
     shutil.copytree(tiny_model(**options), target, dirs_exist_ok=True)
 
 
-def work_for(root: Path, *, rows: list[dict[str, str]] | None = None, model: dict[str, Any] | None = None,
-             **changes: Any) -> Work:
+def work_for(
+    root: Path, *, rows: list[dict[str, str]] | None = None, model: dict[str, Any] | None = None, **changes: Any
+) -> Work:
     """A work directory with a tiny model (arguments of tiny_model) and the run that changes describe."""
     return Work.make(root, run_file(**changes), _model(**(model or {})), rows)
 

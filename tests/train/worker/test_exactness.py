@@ -20,14 +20,25 @@ TOLERANCE = 1e-6
 
 
 def _work(root: Path, micro: int, accumulation: int, ranks: int, **changes: Any) -> Work:
-    return work_for(root, rows=UNEVEN, **{
-        **FULL, "microBatchSize": micro, "gradientAccumulation": accumulation, "processesPerNode": ranks,
-        "totalSteps": 1, "maxGradNorm": 1000.0, **changes})
+    return work_for(
+        root,
+        rows=UNEVEN,
+        **{
+            **FULL,
+            "microBatchSize": micro,
+            "gradientAccumulation": accumulation,
+            "processesPerNode": ranks,
+            "totalSteps": 1,
+            "maxGradNorm": 1000.0,
+            **changes,
+        },
+    )
 
 
 @pytest.mark.parametrize(("micro", "accumulation", "ranks"), SPLITS)
 def test_a_step_has_the_gradient_of_one_concatenated_batch(
-        tmp_path: Path, micro: int, accumulation: int, ranks: int) -> None:
+    tmp_path: Path, micro: int, accumulation: int, ranks: int
+) -> None:
     work = _work(tmp_path / "w", micro, accumulation, ranks)
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
 
@@ -90,8 +101,12 @@ def test_two_ranks_log_the_losses_of_one(tmp_path: Path) -> None:
 
     expected = [line["loss"] for line in one.metrics() if "loss" in line]
     assert [line["loss"] for line in two.metrics() if "loss" in line] == pytest.approx(expected, rel=1e-5)
-    assert two.read("state/result.json")["evalLoss"] == pytest.approx(one.read("state/result.json")["evalLoss"], rel=1e-5)
-    assert two.read("artifact/report.json")["training"]["tokens"] == one.read("artifact/report.json")["training"]["tokens"]
+    assert two.read("state/result.json")["evalLoss"] == pytest.approx(
+        one.read("state/result.json")["evalLoss"], rel=1e-5
+    )
+    assert (
+        two.read("artifact/report.json")["training"]["tokens"] == one.read("artifact/report.json")["training"]["tokens"]
+    )
 
 
 def test_the_held_out_loss_weighs_each_token_the_same(tmp_path: Path) -> None:
@@ -121,8 +136,9 @@ def _held_out_losses(root: str) -> tuple[float, float, float]:
 
 def test_evaluation_keeps_the_logits_of_one_batch_only(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i} ", "completion": "xy" * 20} for i in range(130)]
-    work = work_for(tmp_path / "w", rows=rows, model={"vocabulary": 16000}, **FULL, validationFraction=0.9,
-                    microBatchSize=1)
+    work = work_for(
+        tmp_path / "w", rows=rows, model={"vocabulary": 16000}, **FULL, validationFraction=0.9, microBatchSize=1
+    )
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
     rise, one_batch, whole_set = in_child(_evaluation_peak, str(work.root))
     assert whole_set > 250e6
@@ -168,7 +184,7 @@ def _orders() -> dict[tuple[int, int, int], list[list[list[int]]]]:
                 per_rank.append(list(batches))
                 assert len(per_rank[-1]) == len(batches)
             passes = [list(chain(*chunk)) for chunk in zip(*per_rank, strict=True)]
-            epochs.append([sorted(chain(*passes[i:i + accumulation])) for i in range(0, len(passes), accumulation)])
+            epochs.append([sorted(chain(*passes[i : i + accumulation])) for i in range(0, len(passes), accumulation)])
         found[(micro, accumulation, ranks)] = epochs
     return found
 

@@ -11,15 +11,25 @@ import pytest
 from tests.train.worker.runs import LORA, QLORA, Work, build_engine_in, in_child, run_file, work_for
 
 
-@pytest.mark.parametrize(("family", "changes"), [
-    ("llama", {}),
-    ("gpt2", {}),
-    ("gpt_neox", {}),
-    ("qwen2", {"lora": {**LORA, "targetModules": ["q_proj", "v_proj"], "variant": "RsLoRA"}}),
-    ("llama", {"lora": {**LORA, "variant": "DoRA"}}),
-    ("llama", {**QLORA, "quantization": {"bits": 4, "type": "NF4", "doubleQuant": True, "computeType": "FP32"},
-               "precision": "FP32"}),
-], ids=["llama", "gpt2", "gpt_neox", "qwen2-rslora", "llama-dora", "llama-qlora"])
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {}),
+        ("gpt2", {}),
+        ("gpt_neox", {}),
+        ("qwen2", {"lora": {**LORA, "targetModules": ["q_proj", "v_proj"], "variant": "RsLoRA"}}),
+        ("llama", {"lora": {**LORA, "variant": "DoRA"}}),
+        (
+            "llama",
+            {
+                **QLORA,
+                "quantization": {"bits": 4, "type": "NF4", "doubleQuant": True, "computeType": "FP32"},
+                "precision": "FP32",
+            },
+        ),
+    ],
+    ids=["llama", "gpt2", "gpt_neox", "qwen2-rslora", "llama-dora", "llama-qlora"],
+)
 def test_merged_logits_equal_adapter_logits(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     work = work_for(tmp_path / "w", model={"family": family, "spread": 0.1, "width": 64}, mergeAdapter=True, **changes)
     assert work.train() == [0], work.logged()
@@ -37,9 +47,18 @@ def _differences(root: str, quantised: bool) -> tuple[float, float]:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     folder = Path(root)
-    options = {"quantization_config": BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32)} if quantised else {}
+    options = (
+        {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.float32,
+            )
+        }
+        if quantised
+        else {}
+    )
     base = AutoModelForCausalLM.from_pretrained(folder / "inputs/model", dtype=torch.float32, **options)
     if quantised:
         base = base.dequantize(torch.float32)

@@ -62,8 +62,11 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     work = work_for(tmp_path / "w", **FULL)
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
     error = in_child(_save_broken_weights, str(work.root))
-    assert error == ("NonFiniteLoss", "The weight model.norm.weight is not finite; the checkpoint was not written. "
-                                      "Lower hyperparameters.learningRate.")
+    assert error == (
+        "NonFiniteLoss",
+        "The weight model.norm.weight is not finite; the checkpoint was not written. "
+        "Lower hyperparameters.learningRate.",
+    )
     assert _ready(work) == []
     assert not list((work.root / "checkpoints").glob("step-*"))
 
@@ -82,8 +85,16 @@ def _save_broken_weights(root: str) -> tuple[str, str]:
 
 def test_all_ranks_end_together_when_one_sees_a_non_finite_loss(tmp_path: Path) -> None:
     rows = [{"prompt": "p ", "completion": "ok"} for _ in range(7)] + [{"prompt": "p ", "completion": "Z"}]
-    work = work_for(tmp_path / "w", rows=rows, validationFraction=None, processesPerNode=2, microBatchSize=1,
-                    gradientAccumulation=1, totalSteps=8, saveSteps=1)
+    work = work_for(
+        tmp_path / "w",
+        rows=rows,
+        validationFraction=None,
+        processesPerNode=2,
+        microBatchSize=1,
+        gradientAccumulation=1,
+        totalSteps=8,
+        saveSteps=1,
+    )
     in_child(_break_token, str(work.root / "inputs/model"), "Z")
     assert work.train() == [83, 83], work.logged()
     assert all(in_child(_all_finite, str(work.root / f"checkpoints/step-{step}")) for step in _ready(work))
@@ -107,14 +118,18 @@ def _all_finite(folder: str) -> bool:
     return all(tensor.isfinite().all() for file in files for tensor in load_file(file).values())
 
 
-@pytest.mark.parametrize(("changes", "message", "field"), [
-    ({"lora": {**LORA, "targetModules": ["lm_head"]}}, "shares its weights", "spec.tuning.lora.targetModules"),
-    ({"lora": {**LORA, "targetModules": ["q_prog"]}}, "q_proj", "spec.tuning.lora.targetModules"),
-    ({**QLORA, "zeroStage": 3}, "zeroStage 3 cannot shard 4-bit", "spec.hyperparameters.zeroStage"),
-    ({"type": "IA3"}, "use Full, LoRA or QLoRA", "spec.tuning.type"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message", "field"),
+    [
+        ({"lora": {**LORA, "targetModules": ["lm_head"]}}, "shares its weights", "spec.tuning.lora.targetModules"),
+        ({"lora": {**LORA, "targetModules": ["q_prog"]}}, "q_proj", "spec.tuning.lora.targetModules"),
+        ({**QLORA, "zeroStage": 3}, "zeroStage 3 cannot shard 4-bit", "spec.hyperparameters.zeroStage"),
+        ({"type": "IA3"}, "use Full, LoRA or QLoRA", "spec.tuning.type"),
+    ],
+)
 def test_what_cannot_work_is_refused_with_its_field(
-        tmp_path: Path, changes: dict[str, Any], message: str, field: str) -> None:
+    tmp_path: Path, changes: dict[str, Any], message: str, field: str
+) -> None:
     work = work_for(tmp_path / "w", model={"tied": True}, **changes)
     assert work.train() == [64], work.logged()
     error = work.read("state/error-0.json")
@@ -156,10 +171,17 @@ def test_a_run_for_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     assert work.read("state/error-0.json")["class"] == "AcceleratorMismatch"
 
 
-@pytest.mark.parametrize(("error", "expected"), [
-    ("gpu", "OutOfGpuMemory"), ("host", "OutOfHostMemory"), ("disk", "DiskFull"), ("peer", "CollectiveFailed"),
-    ("pickle", "UnsafeFile"), ("other", "Internal"),
-])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("gpu", "OutOfGpuMemory"),
+        ("host", "OutOfHostMemory"),
+        ("disk", "DiskFull"),
+        ("peer", "CollectiveFailed"),
+        ("pickle", "UnsafeFile"),
+        ("other", "Internal"),
+    ],
+)
 def test_an_exception_becomes_the_class_that_the_table_knows(error: str, expected: str) -> None:
     assert in_child(_classify, error) == expected
 

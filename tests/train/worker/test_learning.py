@@ -37,7 +37,8 @@ def test_each_method_learns_the_task(tmp_path: Path, method: str) -> None:
     assert result["evalLoss"] < 1.0
     assert result["baseEvalLoss"] > 7.0
     assert in_child(_plain_loss, str(work.root), method) == pytest.approx(result["evalLoss"], rel=0.02), (
-        "loaded plainly, the artifact does as well as the report says")
+        "loaded plainly, the artifact does as well as the report says"
+    )
 
 
 def _plain_loss(root: str, method: str) -> float:
@@ -55,9 +56,19 @@ def _plain_loss(root: str, method: str) -> float:
     if method == "Full":
         model = AutoModelForCausalLM.from_pretrained(artifact)
     else:
-        options = {} if method == "LoRA" else {"dtype": torch.bfloat16, "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16)}
+        options = (
+            {}
+            if method == "LoRA"
+            else {
+                "dtype": torch.bfloat16,
+                "quantization_config": BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type="nf4",
+                    bnb_4bit_use_double_quant=True,
+                    bnb_4bit_compute_dtype=torch.bfloat16,
+                ),
+            }
+        )
         base = AutoModelForCausalLM.from_pretrained(folder / "inputs/model", **options)
         model = PeftModel.from_pretrained(base, artifact).train()  # no dropout; see loading.py on evaluation mode
     run = RunFile.from_json(json.loads((folder / "run.json").read_text()))
@@ -76,11 +87,19 @@ def _plain_loss(root: str, method: str) -> float:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Work:
     """One run started as the agent starts it, from a cold interpreter."""
-    work = work_for(tmp_path_factory.mktemp("cold") / "w", model={"chat_template": True}, evaluateSteps=2,
-                    mergeAdapter=True)
+    work = work_for(
+        tmp_path_factory.mktemp("cold") / "w", model={"chat_template": True}, evaluateSteps=2, mergeAdapter=True
+    )
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
-    command = [sys.executable, "-m", "finetune_trainer.worker", "--run-file", str(work.root / "run.json"),
-               "--work", str(work.root)]
+    command = [
+        sys.executable,
+        "-m",
+        "finetune_trainer.worker",
+        "--run-file",
+        str(work.root / "run.json"),
+        "--work",
+        str(work.root),
+    ]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -108,7 +127,8 @@ def test_the_report_holds_lineage_parameters_losses_and_answers(finished: Work) 
     # rank 4 on q, k, v, o, gate, up, down of two layers: 4 x (in + out) each
     assert report["parameters"]["trainable"] == 2 * 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
     assert report["parameters"]["trainableShare"] == pytest.approx(
-        report["parameters"]["trainable"] / report["parameters"]["total"])
+        report["parameters"]["trainable"] / report["parameters"]["total"]
+    )
     evaluation = report["evaluation"]
     change = (evaluation["loss"] / evaluation["baseLoss"] - 1) * 100
     assert evaluation["lossChangePercent"] == pytest.approx(change)

@@ -23,16 +23,21 @@ def test_biases_and_norms_do_not_decay(tmp_path: Path, family: str) -> None:
 
 def _dimensions_by_decay(root: str) -> tuple[set[int], set[int]]:
     engine = build_engine_in(root)
-    groups = {group["weight_decay"]: {p.dim() for p in group["params"]} for group in engine.create_optimizer().param_groups}
+    groups = {
+        group["weight_decay"]: {p.dim() for p in group["params"]} for group in engine.create_optimizer().param_groups
+    }
     assert groups.keys() == {0.1, 0.0}
     return groups[0.1], groups[0.0]
 
 
-@pytest.mark.parametrize(("schedule", "expected"), [
-    ("Constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-    ("Linear", [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
-    ("Cosine", [0.0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]]),
-])
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("Constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("Linear", [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("Cosine", [0.0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]]),
+    ],
+)
 def test_a_schedule_rises_over_the_warmup_and_then_falls(tmp_path: Path, schedule: str, expected: list[float]) -> None:
     work = work_for(tmp_path / "w", totalSteps=8, schedule=schedule, warmupRatio=0.25, learningRate=0.01)
     assert work.train() == [0], work.logged()

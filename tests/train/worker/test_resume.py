@@ -21,8 +21,9 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(tmp_path: Path, method: str) -> None:
-    whole = work_for(tmp_path / "whole", model={"width": 64}, **METHODS[method], totalSteps=8, saveSteps=3,
-                     warmupRatio=0.25)
+    whole = work_for(
+        tmp_path / "whole", model={"width": 64}, **METHODS[method], totalSteps=8, saveSteps=3, warmupRatio=0.25
+    )
     assert whole.train() == [0], whole.logged()
     resumed = whole.resumed_from(whole, 3, tmp_path / "resumed")
     assert resumed.train() == [0], resumed.logged()
@@ -66,14 +67,18 @@ def test_a_lower_learning_rate_is_taken_over_on_resume(tmp_path: Path) -> None:
     shutil.copytree(whole.root / "checkpoints/step-2", lower.root / "resume")
     assert lower.train() == [0], lower.logged()
     assert [line["learningRate"] for line in lower.metrics() if "loss" in line] == pytest.approx(
-        [1e-2, 1e-2, 1e-3, 1e-3])
+        [1e-2, 1e-2, 1e-3, 1e-3]
+    )
 
 
-@pytest.mark.parametrize(("broken", "message"), [
-    ("optimizer.pt", "it lacks optimizer.pt"),
-    ("rng_state.pth", "it lacks rng_state.pth"),
-    ("trainer_state.json", "trainer_state.json cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("optimizer.pt", "it lacks optimizer.pt"),
+        ("rng_state.pth", "it lacks rng_state.pth"),
+        ("trainer_state.json", "trainer_state.json cannot be read"),
+    ],
+)
 def test_an_incomplete_checkpoint_is_refused(finished: Work, tmp_path: Path, broken: str, message: str) -> None:
     resumed = finished.resumed_from(finished, 2, tmp_path / "resumed")
     (resumed.root / "resume" / broken).unlink()

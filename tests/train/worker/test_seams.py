@@ -15,7 +15,7 @@ SIGNATURES = {
     "get_eval_dataloader": "(self, eval_dataset)",
     "evaluation_loop": "(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)",
     "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, "
-                            "trial)",
+    "trial)",
     "_issue_warnings_after_load": "(self, load_result)",
 }
 
@@ -42,7 +42,11 @@ def _signatures() -> tuple[dict[str, str], dict[str, str]]:
 def test_one_step_calls_the_seams_in_this_order() -> None:
     """Agreement comes before the backward pass, the save after the step: what the guards rest upon."""
     assert in_child(_order_in_source) == [
-        "loss before backward", "clip before the optimizer's step", "step before saving", "evaluate before save"]
+        "loss before backward",
+        "clip before the optimizer's step",
+        "step before saving",
+        "evaluate before save",
+    ]
 
 
 def _order_in_source() -> list[str]:
@@ -77,5 +81,8 @@ def _switches() -> tuple[bool, bool, bool]:
     from deepspeed.ops import __compatible_ops__
 
     assert deepspeed.__version__
-    return ("deepspeed_shm_comm" in __compatible_ops__, hasattr(other, "is_deepspeed_available"),
-            hasattr(Linear4bit(64, 64), "support_avx512bf16_for_cpu"))
+    return (
+        "deepspeed_shm_comm" in __compatible_ops__,
+        hasattr(other, "is_deepspeed_available"),
+        hasattr(Linear4bit(64, 64), "support_avx512bf16_for_cpu"),
+    )

@@ -26,15 +26,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 1), (3, 1), (2, 2)])
 def test_zero_trains_as_plain_torch_does_and_saves_a_whole_adapter(
-        tmp_path: Path, plain: Work, stage: int, ranks: int) -> None:
-    work = work_for(tmp_path / "w", zeroStage=stage, processesPerNode=ranks, gradientAccumulation=2 // ranks,
-                    mergeAdapter=stage == 3)
+    tmp_path: Path, plain: Work, stage: int, ranks: int
+) -> None:
+    work = work_for(
+        tmp_path / "w",
+        zeroStage=stage,
+        processesPerNode=ranks,
+        gradientAccumulation=2 // ranks,
+        mergeAdapter=stage == 3,
+    )
     assert work.train() == [0] * ranks, work.logged()
     assert _losses(work) == pytest.approx(_losses(plain), rel=1e-4)
     assert in_child(_smallest_norm_of_b, str(work.root / "artifact/adapter")) > 0, "each layer's update was saved"
     names = {path.name for path in (work.root / "checkpoints/step-4").rglob("*")}
     assert {f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)} <= names or {
-        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)} <= names, names
+        f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)
+    } <= names, names
     assert not names & {"training_args.bin", "zero_to_fp32.py"}
 
 
@@ -71,8 +78,13 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 
 def _two(root: Path) -> Work:
-    changes: dict[str, Any] = {**DROPOUT, "zeroStage": 2, "processesPerNode": 2, "gradientAccumulation": 1,
-                               "saveSteps": 2}
+    changes: dict[str, Any] = {
+        **DROPOUT,
+        "zeroStage": 2,
+        "processesPerNode": 2,
+        "gradientAccumulation": 1,
+        "saveSteps": 2,
+    }
     return work_for(root, **changes)
 
 

@@ -13,11 +13,21 @@ NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 
 def pool(**fields: Any) -> GPUPoolSpec:
     body: dict[str, Any] = {
-        "accelerator": "a100-40", "gpuMemoryGiB": 40, "resourceName": "nvidia.com/gpu", "gpusPerNode": 8, "maxNodes": 4,
-        "provisioning": "Static", "startTimeoutSeconds": 600, "perGPU": {"cpu": 8, "memoryGiB": 64,
-                                                                         "ephemeralStorageGiB": 100},
-        "sharedMemoryGiB": 16, "terminationGracePeriodSeconds": 60, "nodeSelector": {"gpu": "a100"}, "spot": False,
-        "hourlyPriceUSD": 2.5, "peakTflops": 312}
+        "accelerator": "a100-40",
+        "gpuMemoryGiB": 40,
+        "resourceName": "nvidia.com/gpu",
+        "gpusPerNode": 8,
+        "maxNodes": 4,
+        "provisioning": "Static",
+        "startTimeoutSeconds": 600,
+        "perGPU": {"cpu": 8, "memoryGiB": 64, "ephemeralStorageGiB": 100},
+        "sharedMemoryGiB": 16,
+        "terminationGracePeriodSeconds": 60,
+        "nodeSelector": {"gpu": "a100"},
+        "spot": False,
+        "hourlyPriceUSD": 2.5,
+        "peakTflops": 312,
+    }
     return GPUPoolSpec.from_json({**body, **fields})
 
 
@@ -76,16 +86,21 @@ def test_the_time_of_a_condition_moves_only_with_its_status() -> None:
 
 
 def test_a_cordoned_node_offers_nothing() -> None:
-    body = {"metadata": {"labels": {"gpu": "a100"}}, "spec": {"unschedulable": True},
-            "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "True"}]}}
+    body = {
+        "metadata": {"labels": {"gpu": "a100"}},
+        "spec": {"unschedulable": True},
+        "status": {"allocatable": {"nvidia.com/gpu": "8"}, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
     assert not node(body).ready
     del body["spec"]
     assert node(body) == gpu_node()
 
 
 def fine_tune_job(*true: str, released: bool | None = None, suspend: bool = False) -> dict[str, Any]:
-    status: dict[str, Any] = {"plan": {"pool": "a100", "nodes": 2, "gpusPerNode": 4},
-                              "conditions": [{"type": kind, "status": "True"} for kind in true]}
+    status: dict[str, Any] = {
+        "plan": {"pool": "a100", "nodes": 2, "gpusPerNode": 4},
+        "conditions": [{"type": kind, "status": "True"} for kind in true],
+    }
     if released is not None:
         status["current"] = {"number": 1, "released": released}
     return {"spec": {"suspend": suspend}, "status": status}

@@ -42,6 +42,7 @@ def saying(text: str | bytes, status: int = 200, **headers: str) -> Handler:
     async def handler(_: web.Request) -> web.Response:
         body = text.encode() if isinstance(text, str) else text
         return web.Response(body=body, status=status, headers=headers)
+
     return handler
 
 
@@ -53,21 +54,24 @@ async def test_a_good_document_is_read() -> None:
     assert await ask(saying(GOOD.model_dump_json(by_alias=True, exclude_none=True))) == GOOD
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "the whole"),
-    ("[]", "the whole"),
-    ("not json", "the whole"),
-    ("[" * 60_000, "the whole"),
-    (changed(surprise="<script>"), "the whole"),
-    (changed(step="420"), "step"),
-    (changed(step=-1), "step"),
-    (changed(step=2**40), "step"),
-    (changed(loss="NaN"), "loss"),
-    (changed(stage="Owned"), "stage"),
-    (changed(version=2), "version"),
-    (changed(loss=1e999).replace("Infinity", "NaN"), "loss"),
-    (changed(attempt=4), "speaks for attempt 4, not 3"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the whole"),
+        ("[]", "the whole"),
+        ("not json", "the whole"),
+        ("[" * 60_000, "the whole"),
+        (changed(surprise="<script>"), "the whole"),
+        (changed(step="420"), "step"),
+        (changed(step=-1), "step"),
+        (changed(step=2**40), "step"),
+        (changed(loss="NaN"), "loss"),
+        (changed(stage="Owned"), "stage"),
+        (changed(version=2), "version"),
+        (changed(loss=1e999).replace("Infinity", "NaN"), "loss"),
+        (changed(attempt=4), "speaks for attempt 4, not 3"),
+    ],
+)
 async def test_a_document_that_breaks_the_schema_is_refused(text: str, reason: str) -> None:
     with pytest.raises(document.NoProgress, match=reason) as refusal:
         await ask(saying(text))
@@ -85,6 +89,7 @@ async def test_an_endless_answer_is_cut_off() -> None:
         await response.prepare(request)
         while True:
             await response.write(b" " * 1024)
+
     with pytest.raises(document.NoProgress, match="more than"):
         await ask(handler)
 
@@ -112,6 +117,7 @@ async def test_a_slow_answer_is_given_up_after_two_seconds() -> None:
     async def handler(_: web.Request) -> web.Response:
         await asyncio.sleep(5)
         return web.Response(text=changed())
+
     with pytest.raises(document.NoProgress, match="no answer within 2 s"):
         await ask(handler)
 

@@ -12,14 +12,21 @@ from finetune_operator.progress.sightings import Sightings, Target
 Body = dict[str, Any]
 
 
-def job(uid: str = "job-uid", attempt: int | None = 1, current: str | None = "attempt-uid", version: str = "7",
-        **status: Any) -> Body:
+def job(
+    uid: str = "job-uid",
+    attempt: int | None = 1,
+    current: str | None = "attempt-uid",
+    version: str = "7",
+    **status: Any,
+) -> Body:
     if attempt is not None:
         status["attempt"] = attempt
     if current:
         status["current"] = {"number": attempt, "jobUID": current}
-    return {"metadata": {"uid": uid, "name": "faq", "namespace": "team-a", "resourceVersion": version},
-            "status": {"plan": {"totalSteps": 100}, **status}}
+    return {
+        "metadata": {"uid": uid, "name": "faq", "namespace": "team-a", "resourceVersion": version},
+        "status": {"plan": {"totalSteps": 100}, **status},
+    }
 
 
 def owner(uid: str | None) -> list[Body]:
@@ -30,8 +37,14 @@ def attempt(uid: str = "attempt-uid", of: str | None = "job-uid", number: str = 
     return {"metadata": {"uid": uid, "ownerReferences": owner(of), "labels": {naming.LABEL_ATTEMPT: number}}}
 
 
-def pod(uid: str = "pod-uid", of: str | None = "attempt-uid", index: str = "0", state: str = "running",
-        message: str = "", deleting: bool = False) -> Body:
+def pod(
+    uid: str = "pod-uid",
+    of: str | None = "attempt-uid",
+    index: str = "0",
+    state: str = "running",
+    message: str = "",
+    deleting: bool = False,
+) -> Body:
     labels = {"batch.kubernetes.io/job-completion-index": index}
     meta: Body = {"uid": uid, "ownerReferences": owner(of), "labels": labels}
     if deleting:
@@ -50,20 +63,24 @@ def seen(*bodies: Body) -> Sightings:
 
 def test_pod_0_of_the_newest_attempt_is_asked() -> None:
     assert seen(job(), attempt(), pod()).target("pod-uid") == Target(
-        "team-a", "faq", "job-uid", "7", 1, "127.64.0.9", None, 100, None)
+        "team-a", "faq", "job-uid", "7", 1, "127.64.0.9", None, 100, None
+    )
 
 
-@pytest.mark.parametrize("bodies", [
-    pytest.param((job(), attempt(), pod(index="1")), id="another pod of the gang"),
-    pytest.param((job(), attempt(), pod(of=None)), id="a pod without an owner"),
-    pytest.param((job(), attempt(), pod(of="other")), id="a pod of somebody's Job"),
-    pytest.param((job(), attempt(of=None), pod()), id="a Job without an owner"),
-    pytest.param((job(), attempt(of="other"), pod()), id="a Job of another owner"),
-    pytest.param((job(attempt=2, current=None), attempt(), pod()), id="an earlier attempt"),
-    pytest.param((job(current="other"), attempt(), pod()), id="a Job that status does not know"),
-    pytest.param((job(), attempt(number="one"), pod()), id="a Job without a number"),
-    pytest.param((job(), attempt(), pod(state="waiting")), id="a pod that has not begun"),
-])
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        pytest.param((job(), attempt(), pod(index="1")), id="another pod of the gang"),
+        pytest.param((job(), attempt(), pod(of=None)), id="a pod without an owner"),
+        pytest.param((job(), attempt(), pod(of="other")), id="a pod of somebody's Job"),
+        pytest.param((job(), attempt(of=None), pod()), id="a Job without an owner"),
+        pytest.param((job(), attempt(of="other"), pod()), id="a Job of another owner"),
+        pytest.param((job(attempt=2, current=None), attempt(), pod()), id="an earlier attempt"),
+        pytest.param((job(current="other"), attempt(), pod()), id="a Job that status does not know"),
+        pytest.param((job(), attempt(number="one"), pod()), id="a Job without a number"),
+        pytest.param((job(), attempt(), pod(state="waiting")), id="a pod that has not begun"),
+    ],
+)
 def test_what_is_not_ours_or_not_running_is_never_asked(bodies: tuple[Body, Body, Body]) -> None:
     assert seen(*bodies).target("pod-uid") is None
 
@@ -75,8 +92,15 @@ def test_an_owner_that_is_not_the_controller_does_not_count() -> None:
 
 
 def test_progress_of_an_earlier_attempt_is_not_this_attempts() -> None:
-    progress = {"attempt": 1, "stage": "Training", "step": 1, "totalSteps": 100, "percent": 1, "summary": "1% 1/100",
-                "updateTime": "2026-01-01T00:00:00Z"}
+    progress = {
+        "attempt": 1,
+        "stage": "Training",
+        "step": 1,
+        "totalSteps": 100,
+        "percent": 1,
+        "summary": "1% 1/100",
+        "updateTime": "2026-01-01T00:00:00Z",
+    }
     first = seen(job(progress=progress), attempt(), pod()).target("pod-uid")
     second = seen(job(attempt=2, progress=progress), attempt(number="2"), pod()).target("pod-uid")
     assert first is not None and first.shown is not None and first.shown.step == 1

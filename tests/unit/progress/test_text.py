@@ -13,26 +13,49 @@ NOW = "2026-01-01T00:00:00Z"
 
 def shown(**facts: object) -> Progress:
     """Status at step 420 of 1000."""
-    document = ProgressDocument(attempt=2, stage=Stage.TRAINING, step=420, total_steps=1000, loss=1.2344, eval_loss=1.5,
-                                eta_seconds=7440, checkpoint_step=400)
+    document = ProgressDocument(
+        attempt=2,
+        stage=Stage.TRAINING,
+        step=420,
+        total_steps=1000,
+        loss=1.2344,
+        eval_loss=1.5,
+        eta_seconds=7440,
+        checkpoint_step=400,
+    )
     return text.running(document.model_copy(update=facts), NOW)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [
-    (None, ""), (0, "0s"), (59, "59s"), (60, "1m"), (3599, "59m"), (3600, "1h00m"), (7440, "2h04m"), (86399, "23h59m"),
-    (86400, "1d00h"), (273600, "3d04h")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, ""),
+        (0, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (3599, "59m"),
+        (3600, "1h00m"),
+        (7440, "2h04m"),
+        (86399, "23h59m"),
+        (86400, "1d00h"),
+        (273600, "3d04h"),
+    ],
+)
 def test_an_eta_is_short(seconds: int | None, said: str) -> None:
     assert text.duration(seconds) == said
 
 
-@pytest.mark.parametrize(("loss", "said"), [
-    (None, ""), (1.2344, "1.234"), (0.0, "0.000"), (999.9, "999.900"), (12345.6, "1.23e+04")])
+@pytest.mark.parametrize(
+    ("loss", "said"), [(None, ""), (1.2344, "1.234"), (0.0, "0.000"), (999.9, "999.900"), (12345.6, "1.23e+04")]
+)
 def test_a_loss_has_three_decimals_or_three_digits(loss: float | None, said: str) -> None:
     assert text.loss_text(loss) == said
 
 
-@pytest.mark.parametrize(("step", "total", "said"), [
-    (0, 1000, 0), (420, 1000, 42), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100), (5, 0, 0)])
+@pytest.mark.parametrize(
+    ("step", "total", "said"),
+    [(0, 1000, 0), (420, 1000, 42), (999, 1000, 99), (1000, 1000, 100), (1200, 1000, 100), (5, 0, 0)],
+)
 def test_a_hundred_percent_is_said_only_at_the_end(step: int, total: int, said: int) -> None:
     assert text.percent(step, total) == said
 

@@ -79,8 +79,7 @@ class Attempt:
         return self._train(run)
 
     def _serve(self) -> None:
-        server = AgentServer(
-            self._settings.host, self._settings.port, self._board, self._metrics, self._start_board)
+        server = AgentServer(self._settings.host, self._settings.port, self._board, self._metrics, self._start_board)
         server.run()
         write_whole(self._work.state / "port", str(server.port))
         self._log.info("serving", port=server.port)
@@ -89,7 +88,9 @@ class Attempt:
         if not 0 <= self._settings.node_rank < run.resources.nodes:
             raise FinetuneError(
                 f"this is node {self._settings.node_rank} of a run with {run.resources.nodes} node(s). The Job's "
-                "completions and the run file have to agree.", failure_class="InvalidSpec")
+                "completions and the run file have to agree.",
+                failure_class="InvalidSpec",
+            )
 
     def _begin(self, run: RunFile, store: ObjectStore, prefix: str) -> bool:
         """Claim, fence and restore on node 0; False if nothing is left to do."""
@@ -106,20 +107,23 @@ class Attempt:
 
     def _join(self, store: ObjectStore, prefix: str) -> None:
         ref = peers.ask_node_0(
-            self._settings.master, self._settings.master_progress_port, self._settings.attempt,
-            wait_seconds=self._settings.peer_seconds)
+            self._settings.master,
+            self._settings.master_progress_port,
+            self._settings.attempt,
+            wait_seconds=self._settings.peer_seconds,
+        )
         output_store.restore_from(store, prefix, ref, self._work, self._log)
 
     def _train(self, run: RunFile) -> End:
         uploader = self._uploader(run)
         supervisor = Supervisor(
-            Gang(run, self._settings), self._work, self._settings, self._stop, self._board, uploader, self._log)
+            Gang(run, self._settings), self._work, self._settings, self._stop, self._board, uploader, self._log
+        )
         self._board.set(stage=Stage.LOADING)
         end = supervisor.run()
         if uploader is None or self._writer is None:
             return end
-        publisher = Publisher(
-            self._work, self._writer, uploader, supervisor, self._stop, self._board, self._log)
+        publisher = Publisher(self._work, self._writer, uploader, supervisor, self._stop, self._board, self._log)
         if end.outcome == SUCCEEDED:
             try:
                 self._result = publisher.publish()
@@ -143,12 +147,24 @@ class Attempt:
     def _tell(self, end: End) -> None:
         document, result = self._board.document, self._result
         message = termination_message(
-            end, self._redactor, step=document.step or None, checkpoint_step=document.checkpoint_step,
-            artifact=result.artifact if result else None, base_eval_loss=result.base_eval_loss if result else None,
-            eval_loss=result.eval_loss if result else None)
+            end,
+            self._redactor,
+            step=document.step or None,
+            checkpoint_step=document.checkpoint_step,
+            artifact=result.artifact if result else None,
+            base_eval_loss=result.base_eval_loss if result else None,
+            eval_loss=result.eval_loss if result else None,
+        )
         level = self._log.info if end.outcome in (SUCCEEDED, STOPPED) else self._log.error
-        level("attempt ended", outcome=end.outcome, exit_code=end.exit_code, message=end.message, field=end.field,
-              step=document.step, checkpoint_step=document.checkpoint_step)
+        level(
+            "attempt ended",
+            outcome=end.outcome,
+            exit_code=end.exit_code,
+            message=end.message,
+            field=end.field,
+            step=document.step,
+            checkpoint_step=document.checkpoint_step,
+        )
         try:
             write_termination_log(self._settings.termination_log, message)
         except OSError as error:

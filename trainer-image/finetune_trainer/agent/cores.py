@@ -19,7 +19,8 @@ def usable_cores(mount: Path = _MOUNT) -> int:
 def _quota(mount: Path) -> float | None:
     """Cores of the CPU quota, cgroup v2 or v1; None without a limit."""
     found = _words(mount / "cpu.max") or _words(mount / "cpu" / "cpu.cfs_quota_us") + _words(
-        mount / "cpu" / "cpu.cfs_period_us")
+        mount / "cpu" / "cpu.cfs_period_us"
+    )
     if len(found) != 2 or not found[0].isdigit() or not found[1].isdigit() or int(found[1]) == 0:
         return None
     return int(found[0]) / int(found[1])

@@ -47,20 +47,31 @@ def from_error(error: BaseException) -> End:
 
 def keep_end(text: str, characters: int) -> str:
     """The last characters of text, with a mark where something was cut."""
-    return text if len(text) <= characters else "…" + text[-(characters - 1):]
+    return text if len(text) <= characters else "…" + text[-(characters - 1) :]
 
 
 def termination_message(
-    end: End, redactor: Redactor, *, step: int | None = None, checkpoint_step: int | None = None,
-    artifact: str | None = None, base_eval_loss: float | None = None, eval_loss: float | None = None,
+    end: End,
+    redactor: Redactor,
+    *,
+    step: int | None = None,
+    checkpoint_step: int | None = None,
+    artifact: str | None = None,
+    base_eval_loss: float | None = None,
+    eval_loss: float | None = None,
 ) -> bytes:
     """At most 4,096 bytes without a secret: what goes into the termination log."""
     message = redactor.text(end.message)
     if len(message) > _MESSAGE_CHARACTERS:
         message = message[: _MESSAGE_CHARACTERS - 1] + "…"
     return TerminationMessage(
-        outcome=end.outcome, message=message, field=end.field[:_FIELD_CHARACTERS] if end.field else None,
-        step=step, checkpoint_step=checkpoint_step, artifact=artifact, base_eval_loss=base_eval_loss,
+        outcome=end.outcome,
+        message=message,
+        field=end.field[:_FIELD_CHARACTERS] if end.field else None,
+        step=step,
+        checkpoint_step=checkpoint_step,
+        artifact=artifact,
+        base_eval_loss=base_eval_loss,
         eval_loss=eval_loss,
     ).encode()
 

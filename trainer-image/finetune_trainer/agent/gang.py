@@ -90,9 +90,16 @@ class Gang:
         """Every worker is started. Raises OSError if a process cannot be made."""
         port = self._settings.master_port or free_port()
         command = [
-            sys.executable, "-m", "finetune_trainer.agent.tether", str(os.getpid()), str(int(signal.SIGKILL)),
-            self._settings.worker_module, "--run-file", str(self._settings.run_file.absolute()),
-            "--work", str(self._settings.work),
+            sys.executable,
+            "-m",
+            "finetune_trainer.agent.tether",
+            str(os.getpid()),
+            str(int(signal.SIGKILL)),
+            self._settings.worker_module,
+            "--run-file",
+            str(self._settings.run_file.absolute()),
+            "--work",
+            str(self._settings.work),
         ]
         for local_rank, rank in enumerate(self.ranks):
             environment = worker_environment(self._run, self._settings, local_rank, port)
@@ -100,7 +107,11 @@ class Gang:
 
     def _start_one(self, rank: int, command: list[str], environment: Mapping[str, str]) -> None:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
         )
         self._running[rank] = process
@@ -127,8 +138,9 @@ class Gang:
             # Before the reaping, while the group's number cannot have passed to others.
             _signal_group(ended, signal.SIGKILL)
             code = self._running.pop(rank).wait()
-            exits.append(Exit(rank, code if code >= 0 else None, -code if code < 0 else None,
-                              rank in self._told_to_end))
+            exits.append(
+                Exit(rank, code if code >= 0 else None, -code if code < 0 else None, rank in self._told_to_end)
+            )
         return exits
 
     def dump_stacks(self) -> None:

@@ -56,8 +56,11 @@ def fetch_inputs(run: RunFile, work: WorkDir, reach: Reach) -> bool:
 
 def _wanted(run: RunFile) -> dict[str, Any]:
     references = [run.model.source, *run.dataset.sources, *([run.dataset.validation] if run.dataset.validation else [])]
-    return {"model": run.model.digest, "data": run.dataset.digest,
-            "references": [reference.to_json() for reference in references]}
+    return {
+        "model": run.model.digest,
+        "data": run.dataset.digest,
+        "references": [reference.to_json() for reference in references],
+    }
 
 
 def _fetch(run: RunFile, work: WorkDir, reach: Reach) -> None:
@@ -66,24 +69,36 @@ def _fetch(run: RunFile, work: WorkDir, reach: Reach) -> None:
         raise FinetuneError(
             f"{run.model.source.uri} has changed since the run was planned. Put the same model back, or clone the "
             "job; for an hf:// model name a commit in model.revision.",
-            failure_class="InvalidSpec", field="spec.model.uri",
+            failure_class="InvalidSpec",
+            field="spec.model.uri",
         )
     fetched = _fetch_data(run, work, reach)
     if data_digest([(reference.uri, got.files) for reference, got in fetched]) != run.dataset.digest:
         raise FinetuneError(
             "the dataset has changed since the run was planned. Put the same files back, or clone the job.",
-            failure_class="DataInvalid", field="spec.dataset.sources",
+            failure_class="DataInvalid",
+            field="spec.dataset.sources",
         )
 
 
 def _fetch_data(run: RunFile, work: WorkDir, reach: Reach) -> Sequence[tuple[Reference, Fetched]]:
     fetched = []
     for index, source in enumerate(run.dataset.sources):
-        got = fetch(source, work.inputs / "data" / str(index), purpose=Purpose.DATA,
-                    field=f"dataset.sources[{index}].uri", reach=reach)
+        got = fetch(
+            source,
+            work.inputs / "data" / str(index),
+            purpose=Purpose.DATA,
+            field=f"dataset.sources[{index}].uri",
+            reach=reach,
+        )
         fetched.append((source, got))
     if run.dataset.validation is not None:
-        got = fetch(run.dataset.validation, work.inputs / "validation", purpose=Purpose.DATA,
-                    field="dataset.validation.source.uri", reach=reach)
+        got = fetch(
+            run.dataset.validation,
+            work.inputs / "validation",
+            purpose=Purpose.DATA,
+            field="dataset.validation.source.uri",
+            reach=reach,
+        )
         fetched.append((run.dataset.validation, got))
     return fetched

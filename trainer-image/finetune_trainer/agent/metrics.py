@@ -35,12 +35,17 @@ class Metrics:
         self._registry.register(_ProgressGauges(board))
         self.uploaded = Counter("finetune_checkpoints_uploaded", "Checkpoints stored.", registry=self._registry)
         self.skipped = Counter(
-            "finetune_checkpoints_skipped", "Local checkpoints given up for a newer one.", registry=self._registry)
+            "finetune_checkpoints_skipped", "Local checkpoints given up for a newer one.", registry=self._registry
+        )
         self.upload_failures = Counter(
-            "finetune_checkpoint_upload_failures", "Uploads that failed and are tried again.", registry=self._registry)
+            "finetune_checkpoint_upload_failures", "Uploads that failed and are tried again.", registry=self._registry
+        )
         self.upload_seconds = Histogram(
-            "finetune_checkpoint_upload_seconds", "Seconds that a checkpoint's upload took.",
-            buckets=_UPLOAD_BUCKETS, registry=self._registry)
+            "finetune_checkpoint_upload_seconds",
+            "Seconds that a checkpoint's upload took.",
+            buckets=_UPLOAD_BUCKETS,
+            registry=self._registry,
+        )
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -40,14 +40,21 @@ def open_output(run: RunFile, reach: Reach) -> tuple[ObjectStore, str]:
 def claim_of(run: RunFile) -> Claim:
     """Who this job is to the store, and what makes two runs the same run."""
     method = {
-        "task": run.model.task, "objective": run.objective, "tuning": run.tuning.to_json(),
+        "task": run.model.task,
+        "objective": run.objective,
+        "tuning": run.tuning.to_json(),
         "hyperparameters": run.hyperparameters.model_dump(mode="json", exclude=set(_NOT_THE_METHOD)),
-        "globalBatchSize": run.global_batch_size, "worldSize": run.world_size,
+        "globalBatchSize": run.global_batch_size,
+        "worldSize": run.world_size,
         "dataset": run.dataset.model_dump(mode="json", exclude={"sources", "validation", "digest"}),
     }
     return Claim(
-        job_uid=run.job.uid, namespace=run.job.namespace, name=run.job.name, model_digest=run.model.digest,
-        data_digest=run.dataset.digest, method_digest=digest(method),
+        job_uid=run.job.uid,
+        namespace=run.job.namespace,
+        name=run.job.name,
+        model_digest=run.model.digest,
+        data_digest=run.dataset.digest,
+        method_digest=digest(method),
     )
 
 
@@ -65,9 +72,7 @@ def claim(store: ObjectStore, prefix: str, run: RunFile) -> None:
     claim_output(store, prefix, claim_of(run), OnExisting(run.output.on_existing.value))
 
 
-def begin_attempt(
-    store: ObjectStore, prefix: str, run: RunFile, attempt: int, work: WorkDir, log: Log
-) -> OpenedOutput:
+def begin_attempt(store: ObjectStore, prefix: str, run: RunFile, attempt: int, work: WorkDir, log: Log) -> OpenedOutput:
     """Earlier attempts are cut off; the newest whole checkpoint is in WORK/resume. For node 0 only."""
     begun = start_attempt(store, prefix, job_uid=run.job.uid, attempt=attempt, restore_to=work.resume)
     for skipped in begun.skipped:

@@ -27,12 +27,20 @@ class ProgressBoard:
         return self._document
 
     def set(
-        self, *, stage: Stage | None = None, total_steps: int | None = None, checkpoint_step: int | None = None,
+        self,
+        *,
+        stage: Stage | None = None,
+        total_steps: int | None = None,
+        checkpoint_step: int | None = None,
         resumed_from_step: int | None = None,
     ) -> None:
         """Take over what the agent knows; None leaves a field as it is."""
-        given = {"stage": stage, "total_steps": total_steps, "checkpoint_step": checkpoint_step,
-                 "resumed_from_step": resumed_from_step}
+        given = {
+            "stage": stage,
+            "total_steps": total_steps,
+            "checkpoint_step": checkpoint_step,
+            "resumed_from_step": resumed_from_step,
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         with self._lock:
             self._document = self._document.model_copy(update=changes)

@@ -16,10 +16,7 @@ MASK = "***"
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment that a worker may see: no credentials of storage or hub."""
-    return {
-        name: value for name, value in environment.items()
-        if not name.startswith(_PREFIXES) and name not in _NAMES
-    }
+    return {name: value for name, value in environment.items() if not name.startswith(_PREFIXES) and name not in _NAMES}
 
 
 class Redactor:

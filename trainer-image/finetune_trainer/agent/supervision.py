@@ -93,8 +93,12 @@ class Supervisor:
     def _hang(self, watch: HangWatch) -> End | None:
         now = time.monotonic()
         document = self.board.document
-        watch.see(now, self._heartbeats(), document.step if document.stage in _STEPPING else None,
-                  stepping=document.stage in _STEPPING)
+        watch.see(
+            now,
+            self._heartbeats(),
+            document.step if document.stage in _STEPPING else None,
+            stepping=document.stage in _STEPPING,
+        )
         if not watch.is_hung(now):
             return None
         silence, limit = round(watch.silence(now)), round(watch.limit)
@@ -102,8 +106,11 @@ class Supervisor:
         self.gang.dump_stacks()
         time.sleep(_STACK_SECONDS)
         self._exits += self._log_exits(self.gang.end(0))
-        return End("Hang", f"All workers were silent for {silence} s after step {document.step} in stage "
-                           f"{document.stage.value}; the limit is {limit} s. Their stacks are in the log.")
+        return End(
+            "Hang",
+            f"All workers were silent for {silence} s after step {document.step} in stage "
+            f"{document.stage.value}; the limit is {limit} s. Their stacks are in the log.",
+        )
 
     def _heartbeats(self) -> tuple[int, ...]:
         marks = []
@@ -127,8 +134,9 @@ class Supervisor:
 
     def _log_exits(self, exits: list[Exit]) -> list[Exit]:
         for ended in exits:
-            self.log.info("worker ended", rank=ended.rank, code=ended.code, signal=ended.signal,
-                          collateral=ended.by_agent)
+            self.log.info(
+                "worker ended", rank=ended.rank, code=ended.code, signal=ended.signal, collateral=ended.by_agent
+            )
         return exits
 
 

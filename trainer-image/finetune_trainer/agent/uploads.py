@@ -35,8 +35,13 @@ class CheckpointUploader(threading.Thread):
     """
 
     def __init__(
-        self, work: WorkDir, writer: CheckpointWriter, policy: CheckpointPolicy, board: ProgressBoard,
-        metrics: Metrics, log: Log,
+        self,
+        work: WorkDir,
+        writer: CheckpointWriter,
+        policy: CheckpointPolicy,
+        board: ProgressBoard,
+        metrics: Metrics,
+        log: Log,
     ) -> None:
         super().__init__(name="uploads", daemon=True)
         self._work = work
@@ -103,24 +108,31 @@ class CheckpointUploader(threading.Thread):
     def _upload(self, newest: ReadyCheckpoint) -> None:
         begun = time.monotonic()
         checkpoint = self._writer.commit(
-            newest.step, newest.folder, world_size=self._policy.world_size,
-            meta={"runDigest": self._policy.run_digest}, metrics=_numbers(newest.metrics),
+            newest.step,
+            newest.folder,
+            world_size=self._policy.world_size,
+            meta={"runDigest": self._policy.run_digest},
+            metrics=_numbers(newest.metrics),
         )
         self.last_seconds = time.monotonic() - begun
         self._metrics.uploaded.inc()
         self._metrics.upload_seconds.observe(self.last_seconds)
         self._board.set(checkpoint_step=newest.step)
         size = sum(part.size for part in checkpoint.manifest.parts)
-        self._log.info("checkpoint stored", step=newest.step, uri=checkpoint.uri, bytes=size,
-                       seconds=round(self.last_seconds, 2))
+        self._log.info(
+            "checkpoint stored", step=newest.step, uri=checkpoint.uri, bytes=size, seconds=round(self.last_seconds, 2)
+        )
         removed = self._writer.prune(self._policy.keep_last)
         if removed:
             self._log.info("checkpoints pruned", steps=list(removed))
 
 
 def _numbers(metrics: dict[str, object]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)}
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _delete(checkpoint: ReadyCheckpoint) -> None:

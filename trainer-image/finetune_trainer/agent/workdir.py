@@ -116,8 +116,11 @@ class WorkDir:
             content = read_json(marker)
             if number.isdigit() and content is not None:
                 metrics = content.get("metrics")
-                found.append(ReadyCheckpoint(int(number), marker.with_suffix(""), marker,
-                                             metrics if isinstance(metrics, dict) else {}))
+                found.append(
+                    ReadyCheckpoint(
+                        int(number), marker.with_suffix(""), marker, metrics if isinstance(metrics, dict) else {}
+                    )
+                )
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 

@@ -48,7 +48,8 @@ def open_console(*, stderr: bool = False) -> Console:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="finetune", description="Run a FineTuneJob on this machine, without a cluster.", allow_abbrev=False)
+        prog="finetune", description="Run a FineTuneJob on this machine, without a cluster.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="run | plan")
     run = commands.add_parser("run", help="check, plan, train and publish", allow_abbrev=False)
     plan = commands.add_parser("plan", help="check and plan only", allow_abbrev=False)
@@ -56,8 +57,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("-f", "--file", type=Path, required=True, metavar="JOB.yaml", help="the FineTuneJob")
         command.add_argument("--output-dir", type=Path, metavar="DIR", help="a folder instead of output.uri")
     run.add_argument("--work", type=Path, metavar="DIR", help="folder for copies and logs (default: below ~/.cache)")
-    run.add_argument("--stop-budget", type=float, default=_STOP_SECONDS, metavar="SECONDS",
-                     help="how long a stop by Ctrl-C may take to save")
+    run.add_argument(
+        "--stop-budget",
+        type=float,
+        default=_STOP_SECONDS,
+        metavar="SECONDS",
+        help="how long a stop by Ctrl-C may take to save",
+    )
     run.add_argument("--worker-module", help=argparse.SUPPRESS)  # the agent's test seam
     plan.add_argument("--offline", action="store_true", help="look only at what lies on this machine")
     run.set_defaults(command=_run)
@@ -128,5 +134,3 @@ def _exit_code(name: str) -> int:
     """The class's exit code; InvalidSpec's for a class that no process in a pod ends with."""
     code = TABLE[name].exit_code if name in TABLE else None
     return code if code is not None else TABLE["InvalidSpec"].exit_code or _USAGE
-
-

@@ -57,10 +57,21 @@ def _ask_nvidia_smi() -> str:
 
 
 def _pool(name: str, accelerator: str, memory_gib: float, count: int, host_gib: float) -> Pool:
-    spec = GPUPoolSpec.from_json({
-        "accelerator": accelerator, "gpuMemoryGiB": round(memory_gib, 1), "gpusPerNode": min(count, 64), "maxNodes": 1,
-        "resourceName": None if name == CPU else "nvidia.com/gpu", "provisioning": "Static", "startTimeoutSeconds": 60,
-        "perGPU": {"cpu": 1, "memoryGiB": round(host_gib / min(count, 64), 1), "ephemeralStorageGiB": 1},
-        "sharedMemoryGiB": 1, "terminationGracePeriodSeconds": 30, "spot": False, "hourlyPriceUSD": 0, "peakTflops": 0,
-    })
+    spec = GPUPoolSpec.from_json(
+        {
+            "accelerator": accelerator,
+            "gpuMemoryGiB": round(memory_gib, 1),
+            "gpusPerNode": min(count, 64),
+            "maxNodes": 1,
+            "resourceName": None if name == CPU else "nvidia.com/gpu",
+            "provisioning": "Static",
+            "startTimeoutSeconds": 60,
+            "perGPU": {"cpu": 1, "memoryGiB": round(host_gib / min(count, 64), 1), "ephemeralStorageGiB": 1},
+            "sharedMemoryGiB": 1,
+            "terminationGracePeriodSeconds": 30,
+            "spot": False,
+            "hourlyPriceUSD": 0,
+            "peakTflops": 0,
+        }
+    )
     return Pool(name, spec)

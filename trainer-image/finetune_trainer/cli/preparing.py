@@ -27,7 +27,13 @@ from finetune_trainer.preflight import run_preflight
 _IMAGE = "this machine"
 # What a cluster does with a job and one machine does not.
 _CLUSTER_ONLY = (
-    "queue_name", "priority_class_name", "retry", "deadline_seconds", "suspend", "cancel", "ttl_seconds_after_finished",
+    "queue_name",
+    "priority_class_name",
+    "retry",
+    "deadline_seconds",
+    "suspend",
+    "cancel",
+    "ttl_seconds_after_finished",
 )
 
 
@@ -61,8 +67,9 @@ def localise(file: JobFile, output_dir: Path | None, environment: Mapping[str, s
         notes.append("credentials name objects of a cluster; here AWS_* and HF_TOKEN of the environment count")
     refused = unsupported(spec)
     if refused:
-        raise FinetuneError("; ".join(item.message for item in refused), failure_class="UnsupportedField",
-                            field=refused[0].field)
+        raise FinetuneError(
+            "; ".join(item.message for item in refused), failure_class="UnsupportedField", field=refused[0].field
+        )
     uid = uuid.uuid5(uuid.NAMESPACE_URL, f"{file.namespace}/{file.name} {spec_digest(spec)}")
     job = RunJob(name=file.name, namespace=file.namespace, uid=str(uid))
     references = build_references(spec, _storage_of(environment), local=True)
@@ -113,8 +120,10 @@ def _without_foreign_pool(spec: FineTuneJobSpec) -> tuple[FineTuneJobSpec, list[
     if resources is None or resources.pool is None or resources.pool in {pool.name for pool in local_pools(1)}:
         return spec, []
     here = resources.model_copy(update={"pool": None})
-    return (spec.model_copy(update={"resources": here}),
-            [f"resources.pool: {resources.pool} counts in a cluster only; this machine is the pool"])
+    return (
+        spec.model_copy(update={"resources": here}),
+        [f"resources.pool: {resources.pool} counts in a cluster only; this machine is the pool"],
+    )
 
 
 def _names_credentials(spec: FineTuneJobSpec) -> bool:

@@ -60,9 +60,13 @@ class BarDisplay:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(), console=console,
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=console,
         )
         self._task = self._bar.add_task("Starting", total=1, facts="")
 
@@ -77,8 +81,13 @@ class BarDisplay:
 
     def show(self, document: ProgressDocument) -> None:
         """Redraw the bar."""
-        self._bar.update(self._task, description=document.stage.value, total=max(1, document.total_steps),
-                         completed=document.step, facts=describe(document))
+        self._bar.update(
+            self._task,
+            description=document.stage.value,
+            total=max(1, document.total_steps),
+            completed=document.step,
+            facts=describe(document),
+        )
 
 
 class LineDisplay:

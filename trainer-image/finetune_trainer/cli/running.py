@@ -64,8 +64,9 @@ def alone(place: Place) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FinetuneError(f"the same job runs already in {place.root}. Wait for it, or stop it.",
-                                failure_class="OutputInUse") from None
+            raise FinetuneError(
+                f"the same job runs already in {place.root}. Wait for it, or stop it.", failure_class="OutputInUse"
+            ) from None
         yield
 
 
@@ -82,16 +83,39 @@ class AgentProcess:
         self._log = place.log.open("ab")
         command = [
             # SIGTERM if this command is killed: the agent then saves and stops.
-            sys.executable, "-m", "finetune_trainer.agent.tether", str(os.getpid()), str(int(signal.SIGTERM)),
-            "finetune_trainer.agent", "--run-file", str(place.run_file), "--work", str(place.work),
-            "--termination-log", str(place.last_words), "--host", "127.0.0.1", "--port", "0", "--master-port", "0",
-            "--stop-budget", str(stop_seconds), "--local", "--log-format", "text",
+            sys.executable,
+            "-m",
+            "finetune_trainer.agent.tether",
+            str(os.getpid()),
+            str(int(signal.SIGTERM)),
+            "finetune_trainer.agent",
+            "--run-file",
+            str(place.run_file),
+            "--work",
+            str(place.work),
+            "--termination-log",
+            str(place.last_words),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--master-port",
+            "0",
+            "--stop-budget",
+            str(stop_seconds),
+            "--local",
+            "--log-format",
+            "text",
             *(["--worker-module", worker_module] if worker_module else []),
         ]
         cluster_only = (naming.ENV_ATTEMPT, naming.ENV_NODE_RANK, naming.ENV_MASTER)
         self._process = subprocess.Popen(
-            command, env={name: value for name, value in environment.items() if name not in cluster_only},
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True,
+            command,
+            env={name: value for name, value in environment.items() if name not in cluster_only},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def wait(self, seconds: float) -> int | None:

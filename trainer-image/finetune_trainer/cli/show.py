@@ -31,12 +31,18 @@ def show_preflight(console: Console, preflight: Preflight, file: Path) -> None:
     """What preflight found about model and data, and its findings with their lines in the job's file."""
     model, data = preflight.model, preflight.data
     if model is not None:
-        console.print(f"Model: {escape(model.model_type)}, {model.parameters / 1e6:,.1f} M parameters, "
-                      f"{model.weight_bytes / _MIB:,.1f} MiB of weights", soft_wrap=True)
+        console.print(
+            f"Model: {escape(model.model_type)}, {model.parameters / 1e6:,.1f} M parameters, "
+            f"{model.weight_bytes / _MIB:,.1f} MiB of weights",
+            soft_wrap=True,
+        )
     if data is not None:
         bad = f", {data.bad_rows} that cannot be used" if data.bad_rows else ""
-        console.print(f"Data: {data.rows:,} records{bad}, about {data.tokens:,} tokens, format {data.format} "
-                      f"({escape(data.format_reason)})", soft_wrap=True)
+        console.print(
+            f"Data: {data.rows:,} records{bad}, about {data.tokens:,} tokens, format {data.format} "
+            f"({escape(data.format_reason)})",
+            soft_wrap=True,
+        )
     for finding in preflight.findings:
         show_finding(console, finding, file)
     hidden = preflight.findings_total - len(preflight.findings)
@@ -71,8 +77,12 @@ def show_plan(console: Console, planned: Planned) -> None:
         table.add_column(name, overflow="fold")
     processes = f"{plan.gpus_per_node} process{'es' if plan.gpus_per_node > 1 else ''}"
     table.add_row("pool", f"{plan.pool} ({escape(run.resources.accelerator)}), {processes}", escape(plan.pool_reason))
-    table.add_row("steps", str(plan.total_steps), f"micro batch {plan.micro_batch_size}, accumulation "
-                  f"{plan.gradient_accumulation}, {run.global_batch_size} records per step")
+    table.add_row(
+        "steps",
+        str(plan.total_steps),
+        f"micro batch {plan.micro_batch_size}, accumulation "
+        f"{plan.gradient_accumulation}, {run.global_batch_size} records per step",
+    )
     table.add_row("memory", f"{plan.memory.total_gib:.2f} GiB", "estimated peak of one process")
     for setting in plan.settings:
         table.add_row(escape(setting.name), escape(_short(setting.value)), escape(setting.reason))
@@ -82,16 +92,20 @@ def show_plan(console: Console, planned: Planned) -> None:
 
 def show_result(console: Console, output: str, message: TerminationMessage) -> None:
     """Where the artifact is, and the evaluation before and after."""
-    console.print(f"[bold green]Succeeded[/bold green]: {escape(message.message or 'the artifact is published')}",
-                  soft_wrap=True)
+    console.print(
+        f"[bold green]Succeeded[/bold green]: {escape(message.message or 'the artifact is published')}", soft_wrap=True
+    )
     before, after = message.base_eval_loss, message.eval_loss
     if before is not None and after is not None:
         table = Table(title="Evaluation on held-out records", title_justify="left")
         for name in ("", "before", "after", "change"):
             table.add_column(name)
         table.add_row("loss", f"{before:.4f}", f"{after:.4f}", _change(before, after))
-        table.add_row("perplexity", *(f"{_perplexity(loss):.2f}" for loss in (before, after)),
-                      _change(_perplexity(before), _perplexity(after)))
+        table.add_row(
+            "perplexity",
+            *(f"{_perplexity(loss):.2f}" for loss in (before, after)),
+            _change(_perplexity(before), _perplexity(after)),
+        )
         console.print(table)
     place = unquote(output.removeprefix("file://")) if output.startswith("file://") else output
     for name, what in (("Artifact", message.artifact), ("Report", "report.md")):
@@ -108,5 +122,10 @@ def _change(before: float, after: float) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else ", ".join(map(str, value)) if isinstance(value, list) else str(
-        value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else ", ".join(map(str, value))
+        if isinstance(value, list)
+        else str(value)
+    )

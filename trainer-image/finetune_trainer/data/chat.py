@@ -143,7 +143,8 @@ def compile_template(source: str) -> jinja2.Template:
     except jinja2.TemplateError as error:
         raise FinetuneError(
             f"The base model's chat template is broken: {error}. Set dataset.promptTemplate, or choose another model.",
-            failure_class="ModelUnsupported", field="spec.model.uri",
+            failure_class="ModelUnsupported",
+            field="spec.model.uri",
         ) from None
 
 
@@ -155,6 +156,7 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
-            sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -70,9 +70,7 @@ class Encoding:
 class Encoder:
     """Encodes examples with one tokenizer and one set of rules. max_length: tokens."""
 
-    def __init__(
-        self, tokenizer: TextTokenizer, *, loss_on: LossOn, truncation: Truncation, max_length: int
-    ) -> None:
+    def __init__(self, tokenizer: TextTokenizer, *, loss_on: LossOn, truncation: Truncation, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.chat = ChatFormat(tokenizer)
         self._loss_on = loss_on

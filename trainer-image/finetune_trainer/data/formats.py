@@ -70,7 +70,8 @@ def resolve_shape(
         raise FinetuneError(
             f"dataset.format {format.value} is not supported by this release. "
             f"Use one of {', '.join(known.value for known in COLUMNS)}.",
-            failure_class="InvalidSpec", field="spec.dataset.format",
+            failure_class="InvalidSpec",
+            field="spec.dataset.format",
         )
     named = {role: renamed.get(role, default) for role, default in COLUMNS[format].items()}
     if template is not None:
@@ -129,7 +130,8 @@ def _detect(
     raise FinetuneError(
         f"The format of the data is not clear{hint}: the first record has the columns {_listed(first)}. "
         f"Known are {known}. Rename the columns, name yours in dataset.columns, or set dataset.promptTemplate.",
-        failure_class="DataInvalid", field="spec.dataset.columns",
+        failure_class="DataInvalid",
+        field="spec.dataset.columns",
     )
 
 
@@ -140,7 +142,8 @@ def _with_template(
         raise FinetuneError(
             "dataset.promptTemplate cannot be used with Messages: the turns of a conversation are put together by the "
             "model's chat template. Remove promptTemplate.",
-            failure_class="InvalidSpec", field="spec.dataset.promptTemplate",
+            failure_class="InvalidSpec",
+            field="spec.dataset.promptTemplate",
         )
     if format is DataFormat.TEXT:
         return {column: column for column in template.columns}

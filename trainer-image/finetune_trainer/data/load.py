@@ -60,6 +60,7 @@ class DataStats:
 
     def to_json(self) -> dict[str, Any]:
         """For the report: camelCase names."""
+
         def camel(name: str) -> str:
             head, *rest = name.split("_")
             return head + "".join(word.capitalize() for word in rest)
@@ -117,7 +118,9 @@ def load_dataset(run: RunFile, inputs: Path, tokenizer: PreTrainedTokenizerFast)
     elif dataset.validation_fraction is not None:
         sources, held_out = _hold_out(sources, dataset.validation_fraction, seed)
     encoder = Encoder(
-        TextTokenizer.from_transformers(tokenizer), loss_on=dataset.loss_on, truncation=dataset.truncation,
+        TextTokenizer.from_transformers(tokenizer),
+        loss_on=dataset.loss_on,
+        truncation=dataset.truncation,
         max_length=run.hyperparameters.max_sequence_length,
     )
     stats = DataStats(
@@ -152,13 +155,12 @@ def empty(source: str) -> FinetuneError:
     """The error for a source without a record; source is the spec path of its URI."""
     return FinetuneError(
         f"{source} holds no record. Add records, or remove the source.",
-        failure_class="DataInvalid", field=f"spec.{source}",
+        failure_class="DataInvalid",
+        field=f"spec.{source}",
     )
 
 
-def _hold_out(
-    sources: list[list[Example]], fraction: float, seed: int
-) -> tuple[list[list[Example]], list[Example]]:
+def _hold_out(sources: list[list[Example]], fraction: float, seed: int) -> tuple[list[list[Example]], list[Example]]:
     """(the rest of each source, what is held out of them all)."""
     flags = iter(choose_held_out([example for source in sources for example in source], fraction, seed))
     marked = [[(example, next(flags)) for example in source] for source in sources]
@@ -166,9 +168,7 @@ def _hold_out(
     return rest, [example for source in marked for example, out in source if out]
 
 
-def _encode(
-    encoder: Encoder, examples: list[Example], stats: DataStats, what: str
-) -> list[tuple[Example, Encoding]]:
+def _encode(encoder: Encoder, examples: list[Example], stats: DataStats, what: str) -> list[tuple[Example, Encoding]]:
     bad, encoded, left_out = BadRows(), [], 0
     for example in examples:
         encoding = encoder.encode(example)
@@ -186,15 +186,20 @@ def _encode(
             f"{left_out} of {len(examples)} {what} records have nothing left to learn once they are cut to "
             "hyperparameters.maxSequenceLength, because the prompt alone fills it. Raise maxSequenceLength or shorten "
             "the prompts.",
-            failure_class="DataInvalid", field="spec.hyperparameters.maxSequenceLength",
+            failure_class="DataInvalid",
+            field="spec.hyperparameters.maxSequenceLength",
         )
     stats.left_out += left_out
     return encoded
 
 
 def _fill(
-    stats: DataStats, reader: ExampleReader, encoder: Encoder, template: str | None,
-    train: list[tuple[Example, Encoding]], validation: list[tuple[Example, Encoding]],
+    stats: DataStats,
+    reader: ExampleReader,
+    encoder: Encoder,
+    template: str | None,
+    train: list[tuple[Example, Encoding]],
+    validation: list[tuple[Example, Encoding]],
 ) -> None:
     shape = reader.shape
     assert shape is not None  # there are records

@@ -58,16 +58,18 @@ def read_json(path: Path, source: str, name: str) -> Iterator[Row]:
         if error.msg == "Extra data":  # a second value follows: one object a line
             yield from read_jsonl(path, source, name)
         elif text.strip():
-            yield BadRecord(source, name, 0, f"line {error.lineno} column {error.colno} is not valid JSON: {error.msg}",
-                            _JSON_MEND)
+            yield BadRecord(
+                source, name, 0, f"line {error.lineno} column {error.colno} is not valid JSON: {error.msg}", _JSON_MEND
+            )
         return
     except RecursionError:
         yield BadRecord(source, name, 0, "nested too deeply", _JSON_MEND)
         return
     items = _items(value)
     if items is None:
-        yield BadRecord(source, name, 0, "neither an array nor an object of records",
-                        "Write an array of objects: [{...}, {...}].")
+        yield BadRecord(
+            source, name, 0, "neither an array nor an object of records", "Write an array of objects: [{...}, {...}]."
+        )
         return
     for number, item in enumerate(items, 1):
         yield _record(item, source, name, number)
@@ -107,8 +109,9 @@ def read_csv(path: Path, source: str, name: str) -> Iterator[Row]:
         if header is None:
             header = [column.strip() for column in values]
         elif len(values) != len(header):
-            yield BadRecord(source, name, first, f"{len(values)} values for {len(header)} columns",
-                            "Quote values that hold commas.")
+            yield BadRecord(
+                source, name, first, f"{len(values)} values for {len(header)} columns", "Quote values that hold commas."
+            )
         else:
             yield Record(source, name, first, dict(zip(header, values, strict=True)))
 
@@ -141,7 +144,11 @@ def read_txt(path: Path, source: str, name: str) -> Iterator[Row]:
 
 
 READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
-    ".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet, ".txt": read_txt,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+    ".txt": read_txt,
 }
 
 
@@ -151,8 +158,16 @@ def _lines(file: BinaryIO, source: str, name: str) -> Iterator[tuple[int, str | 
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            yield number, BadRecord(source, name, number, f"longer than {MAX_LINE_BYTES} bytes",
-                                    "Check that the file has one record a line.")
+            yield (
+                number,
+                BadRecord(
+                    source,
+                    name,
+                    number,
+                    f"longer than {MAX_LINE_BYTES} bytes",
+                    "Check that the file has one record a line.",
+                ),
+            )
             while line and not line.endswith(b"\n"):
                 line = file.readline(MAX_LINE_BYTES)
             continue

@@ -38,7 +38,8 @@ def choose_held_out(examples: Sequence[Example], fraction: float, seed: int) -> 
         raise FinetuneError(
             f"dataset.validation.fraction needs at least 2 different records, but there are {len(different)}. "
             "Add records, or remove dataset.validation.",
-            failure_class="DataInvalid", field="spec.dataset.validation",
+            failure_class="DataInvalid",
+            field="spec.dataset.validation",
         )
     counts = {rank: 0 for rank in different}
     for rank in ranks:
@@ -69,6 +70,7 @@ def mix(sources: Sequence[Sequence[T]], weights: Sequence[float | None], seed: i
         repeats = math.floor(wanted / len(source)) if source else 0
         mixed += list(source) * repeats
         drawn = random.Random(f"{seed}:{number}").sample(  # noqa: S311  # a draw that anybody may repeat
-            range(len(source)), wanted - repeats * len(source))
+            range(len(source)), wanted - repeats * len(source)
+        )
         mixed += [source[k] for k in sorted(drawn)]
     return mixed

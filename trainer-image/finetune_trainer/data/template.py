@@ -67,8 +67,10 @@ def check_completion_last(template: PromptTemplate, completion: str) -> None:
     if template.completion != completion:
         raise _invalid(f"ends with {{{template.completion}}}, but the completion {{{completion}}} has to come last")
     if template.tail.strip():
-        raise _invalid(f"has the text {template.tail.strip()[:40]!r} after {{{completion}}}, which has to come last; "
-                       "the end-of-text token is added by itself")
+        raise _invalid(
+            f"has the text {template.tail.strip()[:40]!r} after {{{completion}}}, which has to come last; "
+            "the end-of-text token is added by itself"
+        )
     if any(column == completion for _, column in template.pieces[:-1]):
         raise _invalid(f"shows the completion {{{completion}}} in the prompt too; use it once, at the end")
 

@@ -58,9 +58,7 @@ class TextTokenizer:
         return cls._build(backend, variables, files.chat_template, set(variables.values()))
 
     @classmethod
-    def _build(
-        cls, backend: Tokenizer, variables: Mapping[str, Any], template: str | None, special: set[Any]
-    ) -> Self:
+    def _build(cls, backend: Tokenizer, variables: Mapping[str, Any], template: str | None, special: set[Any]) -> Self:
         bare = Tokenizer.from_str(backend.to_str())
         bare.post_processor = None
         bare.no_truncation()
@@ -104,5 +102,8 @@ def _token_text(value: Any) -> str | None:
 
 
 def _unsupported(why: str) -> FinetuneError:
-    return FinetuneError(f"The base model cannot be used: {why}. Choose another model.",
-                         failure_class="ModelUnsupported", field="spec.model.uri")
+    return FinetuneError(
+        f"The base model cannot be used: {why}. Choose another model.",
+        failure_class="ModelUnsupported",
+        field="spec.model.uri",
+    )

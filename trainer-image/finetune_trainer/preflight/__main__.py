@@ -23,8 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check the job of --file, write the termination message, and return the exit code."""
     parser = argparse.ArgumentParser(prog="finetune-preflight", description="Check model, data and output of a job.")
     parser.add_argument("--file", type=Path, default=Path(naming.PREFLIGHT_FILE_PATH), help="the preflight file")
-    parser.add_argument("--termination-log", type=Path, default=Path(naming.TERMINATION_LOG),
-                        help="where the preflight document goes")
+    parser.add_argument(
+        "--termination-log", type=Path, default=Path(naming.TERMINATION_LOG), help="where the preflight document goes"
+    )
     options = parser.parse_args(arguments)
     log = _logger()
     result = _check(options.file, log)
@@ -45,8 +46,14 @@ def _check(path: Path, log: Any) -> Preflight:
         file = PreflightFile.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         return _unreadable(path, error)
-    log.info("start", job=file.job.name, namespace=file.job.namespace, model=file.model.uri,
-             sources=[source.uri for source in file.sources], output=file.output.uri)
+    log.info(
+        "start",
+        job=file.job.name,
+        namespace=file.job.namespace,
+        model=file.model.uri,
+        sources=[source.uri for source in file.sources],
+        output=file.output.uri,
+    )
     return run_preflight(file, os.environ)
 
 
@@ -67,7 +74,9 @@ def _logger() -> Any:
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=[
-            structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), renderer,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
         ],
     )
 

@@ -52,7 +52,8 @@ def check_model(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
     if file.task is not Task.CAUSAL_LM:
         raise FinetuneError(
             f"model.task is {file.task.value}, which this release cannot tune. Set it to CausalLM or remove it.",
-            failure_class="InvalidSpec", field="spec.model.task",
+            failure_class="InvalidSpec",
+            field="spec.model.task",
         )
     place = open_source(file.model, purpose=Purpose.MODEL, field="model.uri", reach=reach)
     outcome.model = inspect_model(place)
@@ -103,7 +104,8 @@ def check_claim(file: PreflightFile, outcome: Outcome) -> None:
     if file.on_existing is OnExisting.FAIL:
         raise FinetuneError(
             f"{owner}. Choose another output.uri, or set output.onExisting: Resume to continue the same run.",
-            failure_class="OutputInUse", field="spec.output.uri",
+            failure_class="OutputInUse",
+            field="spec.output.uri",
         )
     pairs = (("model", claim.model_digest, outcome.model), ("data", claim.data_digest, outcome.data))
     differs = [word for word, digest, facts in pairs if facts is not None and facts.digest != digest]
@@ -111,7 +113,8 @@ def check_claim(file: PreflightFile, outcome: Outcome) -> None:
         raise FinetuneError(
             f"{owner} and was made with another {' and another '.join(differs)}, so it cannot be continued. "
             "Choose another output.uri.",
-            failure_class="OutputInUse", field="spec.output.uri",
+            failure_class="OutputInUse",
+            field="spec.output.uri",
         )
 
 
@@ -147,21 +150,30 @@ def check_data(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
         return
     counts.sort()
     outcome.data = DataFacts(
-        rows=len(counts), bad_rows=bad_rows, format=reader.shape.format.value,
-        format_reason=reader.shape.reason[:_MAX_REASON], tokens=sum(counts), longest_tokens=counts[-1] if counts else 0,
+        rows=len(counts),
+        bad_rows=bad_rows,
+        format=reader.shape.format.value,
+        format_reason=reader.shape.reason[:_MAX_REASON],
+        tokens=sum(counts),
+        longest_tokens=counts[-1] if counts else 0,
         p95_tokens=counts[(len(counts) * 95 + 99) // 100 - 1] if counts else 0,
         bytes=sum(item.size for s in sources for item in s.files if s.field.startswith("dataset.sources")),
         digest=data_digest((source.reference.uri, source.files) for source in sources),
     )
     if encoder is None:
         outcome.findings.append(remark(f"Tokens are estimated from bytes ({BYTES_PER_TOKEN} bytes each)."))
-    elif encoder.tokenizer.chat_template is None and not file.prompt_template and (
-        reader.shape.format is not DataFormat.TEXT
+    elif (
+        encoder.tokenizer.chat_template is None
+        and not file.prompt_template
+        and (reader.shape.format is not DataFormat.TEXT)
     ):
-        outcome.findings.append(remark(
-            "The model has no chat template, so records are written as 'User: … Assistant: …'. Set "
-            "dataset.promptTemplate for another form.", "spec.dataset.promptTemplate",
-        ))
+        outcome.findings.append(
+            remark(
+                "The model has no chat template, so records are written as 'User: … Assistant: …'. Set "
+                "dataset.promptTemplate for another form.",
+                "spec.dataset.promptTemplate",
+            )
+        )
 
 
 def _open_sources(file: PreflightFile, reach: Reach, outcome: Outcome) -> list[_Source]:

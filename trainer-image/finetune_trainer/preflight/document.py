@@ -15,8 +15,9 @@ _MIN_MESSAGE = 240
 
 def finding(error: FinetuneError) -> Finding:
     """The finding that tells of error."""
-    return Finding(failure_class=error.failure_class, message=str(error)[:MAX_MESSAGE] or error.failure_class,
-                   field=error.field)
+    return Finding(
+        failure_class=error.failure_class, message=str(error)[:MAX_MESSAGE] or error.failure_class, field=error.field
+    )
 
 
 def remark(message: str, field: str | None = None) -> Finding:
@@ -26,6 +27,7 @@ def remark(message: str, field: str | None = None) -> Finding:
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """The most important first: what a person has to mend, then what another try may mend, then remarks."""
+
     def rank(item: Finding) -> int:
         row = TABLE.get(item.failure_class)
         return 2 if row is None else int(row.retriable)

@@ -46,10 +46,13 @@ class _Check:
         except FinetuneError as error:
             outcome.findings.append(finding(error))
         except Exception as error:
-            outcome.findings.append(Finding(
-                failure_class="Internal", field=self.spec_field,
-                message=f"The check of the {self.what} failed with {type(error).__name__}. Please report it.",
-            ))
+            outcome.findings.append(
+                Finding(
+                    failure_class="Internal",
+                    field=self.spec_field,
+                    message=f"The check of the {self.what} failed with {type(error).__name__}. Please report it.",
+                )
+            )
 
     def done(self, stall_seconds: float) -> bool:
         """Whether the check has ended, or has been silent for too long, which becomes a finding."""
@@ -60,11 +63,14 @@ class _Check:
             return False
         # From here on the thread writes to an outcome that nobody reads.
         self.outcome = Outcome(list(self.outcome.findings), self.outcome.model, self.outcome.data, self.outcome.claim)
-        self.outcome.findings.append(Finding(
-            failure_class="StorageUnavailable", field=self.spec_field,
-            message=f"{self.uri} did not answer for {stall_seconds:.0f} s. Check storage.endpoint, and that it can be "
-            "reached from the cluster.",
-        ))
+        self.outcome.findings.append(
+            Finding(
+                failure_class="StorageUnavailable",
+                field=self.spec_field,
+                message=f"{self.uri} did not answer for {stall_seconds:.0f} s. Check storage.endpoint, and that it can be "
+                "reached from the cluster.",
+            )
+        )
         return True
 
 
@@ -80,6 +86,7 @@ def run_preflight(
     env: credentials profiles, HF_ENDPOINT, AWS_*. claims: where pvc:// claims are mounted. Ends at the latest
     stall_seconds after the last answer of any storage.
     """
+
     def reach(check: _Check) -> Reach:
         return Reach(env=env, claims=claims, allow_file=file.local, patient=False, beat=check.beat)
 
@@ -94,7 +101,9 @@ def run_preflight(
         time.sleep(_POLL_SECONDS)
     whole = Outcome(
         [item for check in (model, data, output) for item in check.outcome.findings],
-        model.outcome.model, data.outcome.data, output.outcome.claim,
+        model.outcome.model,
+        data.outcome.data,
+        output.outcome.claim,
     )
     try:
         check_claim(file, whole)
@@ -102,6 +111,10 @@ def run_preflight(
         whole.findings.append(finding(error))
     findings = ranked(whole.findings)
     return Preflight(
-        ok=all(item.failure_class == INFO for item in findings), spec_digest=file.spec_digest, model=whole.model,
-        data=whole.data, findings=findings, findings_total=len(findings),
+        ok=all(item.failure_class == INFO for item in findings),
+        spec_digest=file.spec_digest,
+        model=whole.model,
+        data=whole.data,
+        findings=findings,
+        findings_total=len(findings),
     )

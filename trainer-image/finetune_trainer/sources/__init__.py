@@ -10,6 +10,16 @@ from finetune_trainer.sources.place import Place, Purpose, Reach, SourceFile, da
 from finetune_trainer.sources.places import open_output, open_source
 
 __all__ = [
-    "Fetched", "Place", "Purpose", "Reach", "SourceFile", "data_digest", "fetch", "hub_token", "model_digest",
-    "open_output", "open_source", "resolve_access",
+    "Fetched",
+    "Place",
+    "Purpose",
+    "Reach",
+    "SourceFile",
+    "data_digest",
+    "fetch",
+    "hub_token",
+    "model_digest",
+    "open_output",
+    "open_source",
+    "resolve_access",
 ]

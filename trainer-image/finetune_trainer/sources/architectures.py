@@ -8,11 +8,36 @@ from typing import Any
 
 from finetune_api.failures import FinetuneError
 
-SUPPORTED = frozenset({
-    "bloom", "codegen", "cohere", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neo",
-    "gpt_neox", "gptj", "granite", "llama", "mistral", "mpt", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2",
-    "qwen3", "smollm3", "stablelm", "starcoder2",
-})
+SUPPORTED = frozenset(
+    {
+        "bloom",
+        "codegen",
+        "cohere",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gpt_neox",
+        "gptj",
+        "granite",
+        "llama",
+        "mistral",
+        "mpt",
+        "olmo",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
 """transformers' model_type of the dense causal language models. Mixtures of experts are not among them: quantisation
 and LoRA skip fused experts without a word."""
 
@@ -39,8 +64,9 @@ def check_architecture(config: Mapping[str, Any], *, field: str = "model.uri") -
     if not isinstance(model_type, str):
         raise _unsupported("config.json has no model_type", field)
     if model_type not in SUPPORTED:
-        raise _unsupported(f"model type {model_type!r} is not supported; supported are {', '.join(sorted(SUPPORTED))}",
-                           field)
+        raise _unsupported(
+            f"model type {model_type!r} is not supported; supported are {', '.join(sorted(SUPPORTED))}", field
+        )
     architecture = architecture_of(config)
     if architecture is not None and not architecture.endswith(_HEADS):
         raise _unsupported(f"{architecture} is not a causal language model", field)
@@ -79,5 +105,6 @@ def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 def _unsupported(why: str, field: str) -> FinetuneError:
     return FinetuneError(
         f"The base model cannot be tuned: {why}. Choose another model.",
-        failure_class="ModelUnsupported", field=f"spec.{field}",
+        failure_class="ModelUnsupported",
+        field=f"spec.{field}",
     )

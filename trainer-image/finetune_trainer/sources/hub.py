@@ -76,6 +76,7 @@ class HubPlace:
 
     def read_start(self, name: str, size: int) -> bytes:
         """See Place.read_start."""
+
         def read() -> bytes:
             data = bytearray()
             for chunk in self._get(name, {"Range": f"bytes=0-{size - 1}"}):
@@ -99,10 +100,18 @@ class HubPlace:
         """See Place.bring."""
         staging = Path(tempfile.mkdtemp(prefix=".hub-", dir=path.parent))
         try:
-            fetched = self._call(lambda: hf_hub_download(
-                self._uri.container, self._path(name), repo_type=self._repo_type, revision=self.revision,
-                local_dir=staging, endpoint=self._endpoint, token=self._token, etag_timeout=self._timeout,
-            ))
+            fetched = self._call(
+                lambda: hf_hub_download(
+                    self._uri.container,
+                    self._path(name),
+                    repo_type=self._repo_type,
+                    revision=self.revision,
+                    local_dir=staging,
+                    endpoint=self._endpoint,
+                    token=self._token,
+                    etag_timeout=self._timeout,
+                )
+            )
             Path(fetched).replace(path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -114,10 +123,15 @@ class HubPlace:
     @cached_property
     def _info(self) -> Any:
         api = HfApi(endpoint=self._endpoint, token=self._token)
-        return self._call(lambda: api.repo_info(
-            self._uri.container, repo_type=self._repo_type, revision=self._wanted, timeout=self._timeout,
-            files_metadata=True,
-        ))
+        return self._call(
+            lambda: api.repo_info(
+                self._uri.container,
+                repo_type=self._repo_type,
+                revision=self._wanted,
+                timeout=self._timeout,
+                files_metadata=True,
+            )
+        )
 
     @cached_property
     def _paths(self) -> dict[SourceFile, str]:
@@ -141,7 +155,10 @@ class HubPlace:
 
     def _get(self, name: str, headers: dict[str, str]) -> Iterator[bytes]:
         url = hf_hub_url(
-            self._uri.container, self._path(name), repo_type=self._repo_type, revision=self.revision,
+            self._uri.container,
+            self._path(name),
+            repo_type=self._repo_type,
+            revision=self.revision,
             endpoint=self._endpoint,
         )
         # Compressed answers would make ranges and sizes those of the compressed bytes.
@@ -161,12 +178,13 @@ class HubPlace:
             except HFValidationError as error:
                 raise FinetuneError(
                     f"{self._field} is {self.uri}, which is no repository name: {error}",
-                    failure_class="InvalidSpec", field=f"spec.{self._field}",
+                    failure_class="InvalidSpec",
+                    field=f"spec.{self._field}",
                 ) from None
             except (httpx2.HTTPError, OSError) as error:
                 if number == self._tries or not _transient(error):
                     raise self._typed(error) from None
-                time.sleep(min(2.0 ** number / 2, 8.0))
+                time.sleep(min(2.0**number / 2, 8.0))
         raise AssertionError("unreachable")
 
     def _typed(self, error: Exception) -> FinetuneError:
@@ -178,7 +196,9 @@ class HubPlace:
                 return self._rejected(f"{what}: access to it has to be granted. Accept its terms on the hub, and")
             case RepositoryNotFoundError():
                 return not_found(
-                    self.uri, self._purpose, self._field,
+                    self.uri,
+                    self._purpose,
+                    self._field,
                     f"the hub at {self._endpoint} has no such repository, or HF_TOKEN does not open it",
                 )
             case RevisionNotFoundError():
@@ -199,14 +219,16 @@ class HubPlace:
     def _rejected(self, what: str) -> FinetuneError:
         return FinetuneError(
             f"{what} Put a valid HF_TOKEN into the secret of the credentials.",
-            failure_class="CredentialsRejected", field="spec.credentials",
+            failure_class="CredentialsRejected",
+            field="spec.credentials",
         )
 
     def _unavailable(self, what: str, error: BaseException) -> FinetuneError:
         status = f" (HTTP {error.response.status_code})" if isinstance(error, HfHubHTTPError) else ""
         return FinetuneError(
             f"{what}: {type(error).__name__}{status}. Check HF_ENDPOINT, and that it can be reached from the cluster.",
-            failure_class="StorageUnavailable", field=f"spec.{self._field}",
+            failure_class="StorageUnavailable",
+            field=f"spec.{self._field}",
         )
 
 

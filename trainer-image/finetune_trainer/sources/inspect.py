@@ -49,10 +49,16 @@ def inspect_model(place: Place, *, field: str = "model.uri") -> ModelFacts:
     with ThreadPoolExecutor(max_workers=8) as pool:
         parameters = sum(pool.map(lambda file: count_parameters(place, file, field=field), weights))
     return ModelFacts(
-        model_type=config["model_type"], architecture=architecture_of(config), parameters=parameters,
-        weight_bytes=sum(file.size for file in weights), hidden_size=shape.hidden_size, layers=shape.layers,
-        vocabulary_size=shape.vocabulary_size, max_positions=shape.max_positions,
-        has_chat_template=chat_template(place, field=field) is not None, digest=model_digest(files),
+        model_type=config["model_type"],
+        architecture=architecture_of(config),
+        parameters=parameters,
+        weight_bytes=sum(file.size for file in weights),
+        hidden_size=shape.hidden_size,
+        layers=shape.layers,
+        vocabulary_size=shape.vocabulary_size,
+        max_positions=shape.max_positions,
+        has_chat_template=chat_template(place, field=field) is not None,
+        digest=model_digest(files),
     )
 
 
@@ -118,5 +124,6 @@ def _damaged(place: Place, file: SourceFile, why: str, field: str) -> FinetuneEr
 
 
 def _unsupported(why: str, field: str) -> FinetuneError:
-    return FinetuneError(f"The base model cannot be used: {why}.", failure_class="ModelUnsupported",
-                         field=f"spec.{field}")
+    return FinetuneError(
+        f"The base model cannot be used: {why}.", failure_class="ModelUnsupported", field=f"spec.{field}"
+    )

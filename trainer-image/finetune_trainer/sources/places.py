@@ -63,13 +63,15 @@ def open_output(reference: Reference, *, field: str, reach: Reach) -> tuple[Obje
             if not root.is_dir():
                 raise FinetuneError(
                     f"{field} is {uri}, but the claim {uri.container!r} is not mounted. Check the claim's name.",
-                    failure_class="BucketNotFound", field=f"spec.{field}",
+                    failure_class="BucketNotFound",
+                    field=f"spec.{field}",
                 )
             return LocalStore(root), uri.path.rstrip("/")
         case "file":
             return LocalStore(Path(uri.path).parent), Path(uri.path).name
-    raise FinetuneError(f"{field} is {uri}; outputs are s3:// or pvc://.", failure_class="InvalidSpec",
-                        field=f"spec.{field}")
+    raise FinetuneError(
+        f"{field} is {uri}; outputs are s3:// or pvc://.", failure_class="InvalidSpec", field=f"spec.{field}"
+    )
 
 
 def refuse_file(uri: Uri, field: str, reach: Reach) -> None:
@@ -200,9 +202,7 @@ class FolderPlace:
 
     revision = None
 
-    def __init__(
-        self, uri: Uri, path: Path, root: Path | None, purpose: Purpose, field: str, reach: Reach
-    ) -> None:
+    def __init__(self, uri: Uri, path: Path, root: Path | None, purpose: Purpose, field: str, reach: Reach) -> None:
         self._uri = uri
         self._path = path
         self._root = root

@@ -20,11 +20,22 @@ SINGLE_WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 # An allow-list: what is not on it is never downloaded, whatever it is called.
-TOKENIZER_FILES = frozenset({
-    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
-    "chat_template.json",
-})
+TOKENIZER_FILES = frozenset(
+    {
+        TOKENIZER,
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "tokenizer.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    }
+)
 SLOW_TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"})
 RECORD_FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -32,7 +43,12 @@ MAX_INDEX_BYTES = 64 << 20
 MAX_CARD_BYTES = 4 << 20
 _SPLITS = ("train", "training", "test", "validation", "valid", "val", "dev", "eval")
 _NOT_RECORDS = {
-    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "readme.txt", "license.txt",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "readme.txt",
+    "license.txt",
 }
 
 
@@ -51,7 +67,8 @@ def weight_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
                 f"The base model at {place.uri} is incomplete: {INDEX} names {', '.join(missing[:3])}"
                 f"{' and more' if len(missing) > 3 else ''}, which is not there ({len(missing)} of {len(shards)} "
                 "shards missing). Upload the missing shards.",
-                failure_class="ModelNotFound", field=f"spec.{field}",
+                failure_class="ModelNotFound",
+                field=f"spec.{field}",
             )
         return tuple(files[name] for name in shards)
     if SINGLE_WEIGHTS in files:
@@ -61,12 +78,14 @@ def weight_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
         raise FinetuneError(
             f"The base model at {place.uri} has pickle weights only ({pickles[0]}), which can run code when they are "
             "loaded. Convert them to safetensors (save_pretrained does) or choose a revision that has them.",
-            failure_class="UnsafeFile", field=f"spec.{field}",
+            failure_class="UnsafeFile",
+            field=f"spec.{field}",
         )
     raise FinetuneError(
         f"The base model at {place.uri} has no weights: neither {SINGLE_WEIGHTS} nor {INDEX} is there. "
         "Upload the model as save_pretrained writes it.",
-        failure_class="ModelUnsupported", field=f"spec.{field}",
+        failure_class="ModelUnsupported",
+        field=f"spec.{field}",
     )
 
 
@@ -81,7 +100,8 @@ def model_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
         raise FinetuneError(
             f"{place.uri} holds no {CONFIG}, so it is not a model folder. Correct {field}, or upload the model as "
             "save_pretrained writes it.",
-            failure_class="ModelUnsupported", field=f"spec.{field}",
+            failure_class="ModelUnsupported",
+            field=f"spec.{field}",
         )
     return tuple(sorted([*found, *weight_files(place, field=field)]))
 
@@ -100,12 +120,14 @@ def data_files(place: Place, reference: Reference, *, field: str) -> tuple[Sourc
             raise FinetuneError(
                 f"The data at {place.uri} is {pickles[0]}, which can run code when it is loaded. "
                 "Save it as jsonl, json, csv, parquet or txt.",
-                failure_class="UnsafeFile", field=f"spec.{field}",
+                failure_class="UnsafeFile",
+                field=f"spec.{field}",
             )
         raise FinetuneError(
             f"{place.uri} holds no {', '.join(RECORD_FILES)} file; it holds {_some(file.name for file in files)}. "
             "Save the data in one of these formats, with that ending.",
-            failure_class="DataInvalid", field=f"spec.{field}",
+            failure_class="DataInvalid",
+            field=f"spec.{field}",
         )
     uri = parse_uri(reference.uri, field=field)
     if not uri.dataset or (len(files) == 1 and uri.path):
@@ -113,9 +135,7 @@ def data_files(place: Place, reference: Reference, *, field: str) -> tuple[Sourc
     return _of_split(place, readable, reference, field)
 
 
-def _of_split(
-    place: Place, readable: Sequence[SourceFile], reference: Reference, field: str
-) -> tuple[SourceFile, ...]:
+def _of_split(place: Place, readable: Sequence[SourceFile], reference: Reference, field: str) -> tuple[SourceFile, ...]:
     split = reference.split or "train"
     patterns = _card_patterns(place, reference.config, split, field)
     if patterns is not None:
@@ -130,7 +150,8 @@ def _of_split(
         raise FinetuneError(
             f"{place.uri} has no file of split {split!r}{config}; it has {_some(f.name for f in readable)}. "
             "Set split and config of the source, or name the file in its uri.",
-            failure_class="DataNotFound", field=f"spec.{field.removesuffix('uri')}split",
+            failure_class="DataNotFound",
+            field=f"spec.{field.removesuffix('uri')}split",
         )
     return tuple(chosen)
 
@@ -180,14 +201,16 @@ def _shards(place: Place, field: str) -> list[str]:
     if not names or not all(isinstance(name, str) for name in names):
         raise FinetuneError(
             f"{place.uri}: {INDEX} is not a weight index (no weight_map). Upload the file again.",
-            failure_class="ModelUnsupported", field=f"spec.{field}",
+            failure_class="ModelUnsupported",
+            field=f"spec.{field}",
         )
     for name in names:
         checked_name(name, place.uri, field)
         if suffix(name) != ".safetensors":
             raise FinetuneError(
                 f"{place.uri}: {INDEX} names {name[:80]!r}, which is not a safetensors file. Convert the weights.",
-                failure_class="UnsafeFile", field=f"spec.{field}",
+                failure_class="UnsafeFile",
+                field=f"spec.{field}",
             )
     return names
 

@@ -23,8 +23,11 @@ def prepare_tuning(model: PreTrainedModel, run: RunFile) -> PreTrainedModel | Pe
     if run.tuning.type is TuningType.FULL:
         return model
     if run.tuning.type not in (TuningType.LORA, TuningType.QLORA) or run.tuning.lora is None:
-        raise FinetuneError(f"Tuning {run.tuning.type} is not in this release; use Full, LoRA or QLoRA.",
-                            failure_class="InvalidSpec", field="spec.tuning.type")
+        raise FinetuneError(
+            f"Tuning {run.tuning.type} is not in this release; use Full, LoRA or QLoRA.",
+            failure_class="InvalidSpec",
+            field="spec.tuning.type",
+        )
     return attach_lora(model, run.tuning.lora)
 
 
@@ -33,23 +36,29 @@ def attach_lora(model: PreTrainedModel, lora: RunLora) -> PeftModel:
     targets = lora.target_modules
     _refuse_tied_head(model, [*targets, *(lora.modules_to_save or [])])
     try:
-        return get_peft_model(model, LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.rank,
-            # A whole number is written as one: readers of adapter_config.json expect that.
-            lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
-            bias=_BIAS[lora.bias],
-            modules_to_save=lora.modules_to_save,
-            use_dora=lora.variant is LoraVariant.DORA,
-            use_rslora=lora.variant is LoraVariant.RS_LORA,
-        ), autocast_adapter_dtype=True)
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=lora.rank,
+                # A whole number is written as one: readers of adapter_config.json expect that.
+                lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+                bias=_BIAS[lora.bias],
+                modules_to_save=lora.modules_to_save,
+                use_dora=lora.variant is LoraVariant.DORA,
+                use_rslora=lora.variant is LoraVariant.RS_LORA,
+            ),
+            autocast_adapter_dtype=True,
+        )
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise FinetuneError(
             f"LoRA cannot be put on {', '.join(targets)}: {error}. This model's linear layers are {', '.join(names)}.",
-            failure_class="InvalidSpec", field="spec.tuning.lora.targetModules") from error
+            failure_class="InvalidSpec",
+            field="spec.tuning.lora.targetModules",
+        ) from error
 
 
 def _refuse_tied_head(model: PreTrainedModel, names: list[str]) -> None:
@@ -63,7 +72,9 @@ def _refuse_tied_head(model: PreTrainedModel, names: list[str]) -> None:
         raise FinetuneError(
             f"{', '.join(asked)} shares its weights with the embeddings in this model; an adapter on it cannot be "
             "merged. Leave it out, or use all-linear.",
-            failure_class="InvalidSpec", field="spec.tuning.lora.targetModules")
+            failure_class="InvalidSpec",
+            field="spec.tuning.lora.targetModules",
+        )
 
 
 def parameter_shares(model: nn.Module) -> dict[str, Any]:
@@ -76,8 +87,13 @@ def parameter_shares(model: nn.Module) -> dict[str, Any]:
         total += count
         trainable += count if parameter.requires_grad else 0
         quantised += count if state is not None else 0
-    return {"total": total, "trainable": trainable, "trainableShare": trainable / total,
-            "quantised": quantised, "quantisedShare": quantised / total}
+    return {
+        "total": total,
+        "trainable": trainable,
+        "trainableShare": trainable / total,
+        "quantised": quantised,
+        "quantisedShare": quantised / total,
+    }
 
 
 def as_base(model: nn.Module) -> AbstractContextManager[Any]:

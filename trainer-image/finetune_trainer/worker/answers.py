@@ -18,8 +18,9 @@ _DEFAULT_NEW_TOKENS = 64
 class Answerer:
     """Generates by the run's settings, greedily unless they ask for sampling; the same prompts before and after."""
 
-    def __init__(self, prompts: Sequence[HeldOutPrompt], settings: Generation, tokenizer: PreTrainedTokenizerFast,
-                 seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[HeldOutPrompt], settings: Generation, tokenizer: PreTrainedTokenizerFast, seed: int
+    ) -> None:
         """prompts: the first SHOWN_PROMPTS are used."""
         self.prompts = list(prompts[:SHOWN_PROMPTS])
         self._settings = settings
@@ -40,18 +41,27 @@ class Answerer:
     def _answer(self, model: PreTrainedModel, prompt: HeldOutPrompt, engine: Any) -> str:
         ids = torch.from_numpy(prompt.prompt_ids.astype("int64"))[None].to(engine.args.device)
         output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self._config(model),
-            synced_gpus=engine.supervision.zero_stage == 3)
-        return self._tokenizer.decode(output[0, ids.shape[1]:], skip_special_tokens=True).strip()
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self._config(model),
+            synced_gpus=engine.supervision.zero_stage == 3,
+        )
+        return self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
     def _config(self, model: PreTrainedModel) -> GenerationConfig:
         """Nothing is taken from the model's own generation settings but its end tokens."""
         own, wish = model.generation_config, self._settings
         end = own.eos_token_id if own is not None and own.eos_token_id is not None else self._tokenizer.eos_token_id
         first_end = end[0] if isinstance(end, list) else end
-        options = {
-            "temperature": wish.temperature, "top_k": wish.top_k, "top_p": wish.top_p,
-        } if wish.do_sample else {}
+        options = (
+            {
+                "temperature": wish.temperature,
+                "top_k": wish.top_k,
+                "top_p": wish.top_p,
+            }
+            if wish.do_sample
+            else {}
+        )
         return GenerationConfig(
             max_new_tokens=wish.max_new_tokens or _DEFAULT_NEW_TOKENS,
             do_sample=bool(wish.do_sample),

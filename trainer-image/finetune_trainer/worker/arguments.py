@@ -99,7 +99,11 @@ def check_accelerator(run: RunFile, ranks: Ranks) -> None:
         raise FinetuneError(
             f"The plan needs {run.resources.accelerator}, but this process (local rank {ranks.local_rank}) sees "
             f"{torch.cuda.device_count()} usable GPUs. Look at the node's driver and device plugin.",
-            failure_class="AcceleratorMismatch")
+            failure_class="AcceleratorMismatch",
+        )
     if run.hyperparameters.precision is Precision.BF16 and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise FinetuneError(f"{torch.cuda.get_device_name()} cannot compute in BF16; set precision to FP16.",
-                            failure_class="InvalidSpec", field="spec.hyperparameters.precision")
+        raise FinetuneError(
+            f"{torch.cuda.get_device_name()} cannot compute in BF16; set precision to FP16.",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.precision",
+        )

@@ -84,10 +84,10 @@ class StepBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
         for start in range(0, len(order), self.split.step_size):
-            step = sorted(order[start:start + self.split.step_size], key=lambda i: -self.lengths[i])
+            step = sorted(order[start : start + self.split.step_size], key=lambda i: -self.lengths[i])
             for first in range(0, len(step), self.split.pass_size):
                 mine = first + self.split.rank * self.split.micro_batch
-                yield step[mine:min(mine + self.split.micro_batch, first + self.split.pass_size)]
+                yield step[mine : min(mine + self.split.micro_batch, first + self.split.pass_size)]
 
     def _order(self) -> list[int]:
         if self.seed is None:
@@ -101,8 +101,9 @@ class EpochLoader(DataLoader[EncodedExample]):
 
     def __init__(self, examples: Sequence[EncodedExample], split: Split, *, seed: int | None, pin: bool) -> None:
         batches = StepBatches([len(e.input_ids) for e in examples], split, seed=seed)
-        super().__init__(Records(examples), batch_sampler=batches, collate_fn=collate, pin_memory=pin,
-                         generator=torch.Generator())
+        super().__init__(
+            Records(examples), batch_sampler=batches, collate_fn=collate, pin_memory=pin, generator=torch.Generator()
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""

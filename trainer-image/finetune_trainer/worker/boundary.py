@@ -33,8 +33,9 @@ class StepBoundary(TrainerCallback):
         """Learn the engine; callbacks are made before it."""
         self.engine = engine
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                       **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Measure the untuned model once per run; catch up an evaluation that a stop cut off."""
         supervision = self.engine.supervision
         carry, progress = supervision.carry, supervision.progress
@@ -53,8 +54,7 @@ class StepBoundary(TrainerCallback):
         self._first_step = state.global_step
         self._tokens_before = carry.tokens
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-                    **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save at the end, on a stop, each N steps or N minutes; after a stop nothing else happens."""
         self._count_skipped(state)
         supervision, agreement = self.engine.supervision, self.engine.agreement
@@ -63,7 +63,8 @@ class StepBoundary(TrainerCallback):
         self._lap = now
         done = state.global_step >= supervision.total_steps
         control.should_save = (
-            done or agreement.stop or agreement.save or supervision.save_policy.step_is_due(state.global_step))
+            done or agreement.stop or agreement.save or supervision.save_policy.step_is_due(state.global_step)
+        )
         if agreement.stop:
             control.should_training_stop = True
             control.should_evaluate = False
@@ -74,10 +75,18 @@ class StepBoundary(TrainerCallback):
             raise FinetuneError(
                 f"{self.skipped} steps in a row, up to step {state.global_step}, had a gradient too large for FP16. "
                 "Use precision BF16 or lower hyperparameters.learningRate.",
-                failure_class="NonFiniteLoss", field="spec.hyperparameters.precision")
+                failure_class="NonFiniteLoss",
+                field="spec.hyperparameters.precision",
+            )
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-               logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Take over the step's figures into the progress."""
         logs = logs or {}
         progress = self.engine.supervision.progress

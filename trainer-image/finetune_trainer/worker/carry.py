@@ -37,5 +37,6 @@ class Carry:
         try:
             return cls(**json.loads((folder / CARRY_FILE).read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise FinetuneError(f"The checkpoint's {CARRY_FILE} cannot be read: {error}",
-                                failure_class="CheckpointInvalid") from error
+            raise FinetuneError(
+                f"The checkpoint's {CARRY_FILE} cannot be read: {error}", failure_class="CheckpointInvalid"
+            ) from error

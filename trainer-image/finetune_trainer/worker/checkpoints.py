@@ -117,9 +117,11 @@ def require_finite(model: nn.Module) -> None:
     """Raises NonFiniteLoss if a weight that trains is not finite; under ZeRO this rank's share is looked at."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all():
-            raise FinetuneError(f"The weight {name} is not finite; the checkpoint was not written. Lower "
-                                "hyperparameters.learningRate.",
-                                failure_class="NonFiniteLoss", field="spec.hyperparameters.learningRate")
+            raise FinetuneError(
+                f"The weight {name} is not finite; the checkpoint was not written. Lower hyperparameters.learningRate.",
+                failure_class="NonFiniteLoss",
+                field="spec.hyperparameters.learningRate",
+            )
 
 
 def plan_learning_rate(optimizer: Any, scheduler: Any, planned: float) -> None:

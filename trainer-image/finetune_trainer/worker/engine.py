@@ -42,8 +42,15 @@ else:
 class EngineMixin(_AnyTrainer):
     """Supervision, exact losses, agreed stops, safe checkpoints and token-weighted evaluation for any trainer."""
 
-    def __init__(self, *args: Any, supervision: Supervision, split: Split, train: Sequence[EncodedExample],
-                 validation: Sequence[EncodedExample], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        supervision: Supervision,
+        split: Split,
+        train: Sequence[EncodedExample],
+        validation: Sequence[EncodedExample],
+        **kwargs: Any,
+    ) -> None:
         """args and kwargs go to the library's trainer; train and validation are this run's encoded records."""
         self.supervision = supervision
         self.split = split
@@ -80,8 +87,9 @@ class EngineMixin(_AnyTrainer):
         self.agreement.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else 0
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The loss; before the last backward pass of a step all ranks agree whether it is finite and whether to stop.
 
         The optimizer steps after that pass (under DeepSpeed inside it), so a non-finite loss never reaches a weight.
@@ -95,8 +103,9 @@ class EngineMixin(_AnyTrainer):
 
     def agree_on_stop(self) -> None:
         """Between steps: all ranks learn whether any was asked to stop."""
-        self.agreement.reach(stop=self.agreement.stop or self.supervision.stop_asked(), save=False,
-                             device=self.args.device)
+        self.agreement.reach(
+            stop=self.agreement.stop or self.supervision.stop_asked(), save=False, device=self.args.device
+        )
 
     def _agree(self) -> None:
         control = self.supervision
@@ -107,16 +116,19 @@ class EngineMixin(_AnyTrainer):
             raise FinetuneError(
                 f"The loss of step {self.state.global_step + 1} is not finite; nothing of it was kept. Lower "
                 "hyperparameters.learningRate or look for broken records.",
-                failure_class="NonFiniteLoss", field="spec.hyperparameters.learningRate")
+                failure_class="NonFiniteLoss",
+                field="spec.hyperparameters.learningRate",
+            )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The clipped gradient's norm; a non-finite one ends the run, but in FP16, where the scaler skips the step."""
         norm = super()._clip_grad_norm(model)
         if not self.args.fp16 and norm is not None and not math.isfinite(float(norm)):
             raise FinetuneError(
-                f"The gradient of step {self.state.global_step + 1} is not finite. Lower "
-                "hyperparameters.learningRate.",
-                failure_class="NonFiniteLoss", field="spec.hyperparameters.learningRate")
+                f"The gradient of step {self.state.global_step + 1} is not finite. Lower hyperparameters.learningRate.",
+                failure_class="NonFiniteLoss",
+                field="spec.hyperparameters.learningRate",
+            )
         return norm
 
     # ---- at a step's boundary
@@ -135,8 +147,14 @@ class EngineMixin(_AnyTrainer):
         split = replace(self.split, accumulation=max(1, len(self._held_out)))
         return EpochLoader(self._held_out, split, seed=None, pin=self.args.dataloader_pin_memory)
 
-    def evaluation_loop(self, dataloader: Any, description: str, prediction_loss_only: bool | None = None,
-                        ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> EvalLoopOutput:
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Token-weighted loss over the whole set: two sums per rank, added over ranks; logits never leave a batch."""
         model = self.model_wrapped
         model.eval()
@@ -151,7 +169,9 @@ class EngineMixin(_AnyTrainer):
         if not math.isfinite(loss):
             raise FinetuneError(
                 f"The held-out loss at step {self.state.global_step} is not finite. Look for broken records or weights, "
-                "or lower hyperparameters.learningRate.", failure_class="NonFiniteLoss")
+                "or lower hyperparameters.learningRate.",
+                failure_class="NonFiniteLoss",
+            )
         metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1), f"{metric_key_prefix}_tokens": int(tokens)}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self._held_out))
 
@@ -164,11 +184,18 @@ class EngineMixin(_AnyTrainer):
 
     # ---- resume
 
-    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int,
-                             resume_from_checkpoint: str | None, trial: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
         """Where to go on; a run that has made all its steps makes no more (the library would make one)."""
         epochs, steps = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else (epochs, steps)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:

@@ -33,9 +33,17 @@ class Fault:
 
     def write(self, path: Path) -> None:
         """The error file as the agent reads it."""
-        write_whole(path, json.dumps({
-            "class": self.failure_class, "message": self.message, "field": self.field, "traceback": self.traceback,
-        }))
+        write_whole(
+            path,
+            json.dumps(
+                {
+                    "class": self.failure_class,
+                    "message": self.message,
+                    "field": self.field,
+                    "traceback": self.traceback,
+                }
+            ),
+        )
 
 
 def classify(error: BaseException) -> Fault:
@@ -52,12 +60,19 @@ def _known(error: BaseException) -> tuple[str, str, str | None]:
 
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return "OutOfGpuMemory", f"The GPU ran out of memory: {_first_line(text)}", "spec.hyperparameters.microBatchSize"
+        return (
+            "OutOfGpuMemory",
+            f"The GPU ran out of memory: {_first_line(text)}",
+            "spec.hyperparameters.microBatchSize",
+        )
     if isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
         return "OutOfHostMemory", f"The worker ran out of host memory: {_first_line(text)}", None
     if isinstance(error, pickle.UnpicklingError):
-        return "UnsafeFile", ("A file of the checkpoint was refused, because loading it could run code: "
-                              f"{_first_line(text)}"), None
+        return (
+            "UnsafeFile",
+            (f"A file of the checkpoint was refused, because loading it could run code: {_first_line(text)}"),
+            None,
+        )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "DiskFull", f"The scratch disk is full: {text}", None
     is_distributed = isinstance(error, getattr(torch.distributed, "DistError", ()))

@@ -30,8 +30,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise FinetuneError(f"The base model's tokenizer cannot be read: {error}",
-                            failure_class="ModelUnsupported", field="spec.model.uri") from error
+        raise FinetuneError(
+            f"The base model's tokenizer cannot be read: {error}",
+            failure_class="ModelUnsupported",
+            field="spec.model.uri",
+        ) from error
 
 
 def weight_type(run: RunFile) -> torch.dtype:
@@ -60,15 +63,25 @@ def load_base(folder: Path, run: RunFile, *, dtype: torch.dtype | None = None, d
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype or weight_type(run), use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, attn_implementation=ATTENTION[run.model.attention], output_loading_info=True,
-            **options)
+            folder,
+            config=config,
+            dtype=dtype or weight_type(run),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            attn_implementation=ATTENTION[run.model.attention],
+            output_loading_info=True,
+            **options,
+        )
     except (OSError, KeyError) as error:
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
     except (ValueError, ImportError) as error:
         if run.model.attention is Attention.FLASH and "lash" in str(error):
-            raise FinetuneError(f"attention Flash cannot be used here: {error}", failure_class="InvalidSpec",
-                                field="spec.model.attention") from error
+            raise FinetuneError(
+                f"attention Flash cannot be used here: {error}",
+                failure_class="InvalidSpec",
+                field="spec.model.attention",
+            ) from error
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
     _require_complete(info)
     if quantization:
@@ -81,11 +94,16 @@ def quantization_config(quantization: RunQuantization) -> BitsAndBytesConfig:
     if quantization.bits != 4 or quantization.type not in (QuantizationType.NF4, QuantizationType.FP4):
         raise FinetuneError(
             f"QLoRA with {quantization.bits} bits of type {quantization.type} is not supported; use 4 bits, NF4 or FP4.",
-            failure_class="InvalidSpec", field="spec.tuning.quantization")
+            failure_class="InvalidSpec",
+            field="spec.tuning.quantization",
+        )
     compute = _COMPUTE[quantization.compute_type]
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=quantization.type.value.lower(),
-        bnb_4bit_use_double_quant=quantization.double_quant, bnb_4bit_compute_dtype=compute)
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.type.value.lower(),
+        bnb_4bit_use_double_quant=quantization.double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
 
 
 def _keep_bits(model: nn.Module) -> None:
@@ -104,14 +122,21 @@ def _require_safetensors(folder: Path) -> None:
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
-        raise FinetuneError(f"The base model has pickle weights only ({', '.join(pickles[:3])}), which could run code. "
-                            "Convert them to safetensors.", failure_class="UnsafeFile", field="spec.model.uri")
+        raise FinetuneError(
+            f"The base model has pickle weights only ({', '.join(pickles[:3])}), which could run code. "
+            "Convert them to safetensors.",
+            failure_class="UnsafeFile",
+            field="spec.model.uri",
+        )
     raise _unsupported("The base model has no *.safetensors file.")
 
 
 def _require_complete(info: dict[str, Any]) -> None:
-    for kind, what in (("missing_keys", "lack"), ("unexpected_keys", "have, but the architecture does not know,"),
-                       ("mismatched_keys", "have in another shape")):
+    for kind, what in (
+        ("missing_keys", "lack"),
+        ("unexpected_keys", "have, but the architecture does not know,"),
+        ("mismatched_keys", "have in another shape"),
+    ):
         names = sorted(str(name) for name in info.get(kind) or ())
         if names:
             raise _unsupported(f"The base model's files {what} {len(names)} weights: {', '.join(names[:5])}.")

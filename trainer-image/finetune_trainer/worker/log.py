@@ -15,6 +15,10 @@ def open_log(**bound: object) -> Log:
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stdout.isatty() else structlog.processors.JSONRenderer()
     return structlog.wrap_logger(
         structlog.WriteLogger(sys.stdout),
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), renderer],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
         **bound,
     )

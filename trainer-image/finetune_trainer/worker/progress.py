@@ -24,7 +24,10 @@ class Progress:
         self._path = path
         self._last = 0.0
         self._document = ProgressDocument(
-            attempt=0, stage=Stage.STARTING, step=resumed_from_step or 0, total_steps=total_steps,
+            attempt=0,
+            stage=Stage.STARTING,
+            step=resumed_from_step or 0,
+            total_steps=total_steps,
             resumed_from_step=resumed_from_step,
         )
         self._write()
@@ -46,5 +49,6 @@ class Progress:
             return
         self._last = time.monotonic()
         document = self._document.model_dump(
-            mode="json", by_alias=True, exclude_none=True, exclude={"attempt", "checkpoint_step"})
+            mode="json", by_alias=True, exclude_none=True, exclude={"attempt", "checkpoint_step"}
+        )
         write_whole(self._path, json.dumps(document))

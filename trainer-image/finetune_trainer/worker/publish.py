@@ -40,6 +40,14 @@ def _write_report(work: WorkDir, run: RunFile, data: Encoded, outcome: Outcome) 
     write_whole(work.artifact / "metrics.jsonl", lines)
     draw_curve(outcome.history, work.artifact / "loss.png")
     write_whole(work.root / "artifact.ready", json.dumps({"artifact": outcome.artifact}))
-    write_whole(work.state / "result.json", json.dumps({
-        "artifact": outcome.artifact, "baseEvalLoss": outcome.base_eval_loss, "evalLoss": outcome.eval_loss,
-        "step": outcome.step}))
+    write_whole(
+        work.state / "result.json",
+        json.dumps(
+            {
+                "artifact": outcome.artifact,
+                "baseEvalLoss": outcome.base_eval_loss,
+                "evalLoss": outcome.eval_loss,
+                "step": outcome.step,
+            }
+        ),
+    )

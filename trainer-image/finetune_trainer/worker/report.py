@@ -12,8 +12,14 @@ from finetune_trainer.data import Encoded, HeldOutPrompt
 from finetune_trainer.worker.adapters import parameter_shares
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "deepspeed")
-_METRICS = {"step": "step", "epoch": "epoch", "loss": "loss", "grad_norm": "gradNorm",
-            "learning_rate": "learningRate", "eval_loss": "evalLoss"}
+_METRICS = {
+    "step": "step",
+    "epoch": "epoch",
+    "loss": "loss",
+    "grad_norm": "gradNorm",
+    "learning_rate": "learningRate",
+    "eval_loss": "evalLoss",
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,10 @@ class Outcome:
             artifact="adapter" if hasattr(engine.model, "peft_config") else "model",
             base_eval_loss=carry.base_eval_loss,
             eval_loss=eval_loss,
-            answers=[{"prompt": p.prompt, "reference": p.reference, "base": base, "tuned": answer}
-                     for p, base, answer in zip(prompts, carry.base_answers, tuned, strict=True)],
+            answers=[
+                {"prompt": p.prompt, "reference": p.reference, "base": base, "tuned": answer}
+                for p, base, answer in zip(prompts, carry.base_answers, tuned, strict=True)
+            ],
             parameters=shares,
             history=[line for entry in engine.state.log_history if (line := metrics_line(entry))],
             step=engine.state.global_step,
@@ -60,8 +68,7 @@ def metrics_line(entry: dict[str, Any]) -> dict[str, Any] | None:
     """
     if "loss" not in entry and "eval_loss" not in entry:
         return None
-    return {name: entry[key] for key, name in _METRICS.items()
-            if key in entry and math.isfinite(entry[key])}
+    return {name: entry[key] for key, name in _METRICS.items() if key in entry and math.isfinite(entry[key])}
 
 
 def perplexity(loss: float | None) -> float | None:

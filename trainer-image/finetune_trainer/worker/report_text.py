@@ -24,16 +24,19 @@ def render_report(report: dict[str, Any]) -> str:
         "## Parameters",
         _parameters(report["parameters"]),
         "## Where it comes from",
-        _table(("What", "Value"), [
-            ("Base model", f"`{lineage['baseModel']}`{revision}"),
-            ("Base model digest", f"`{lineage['baseModelDigest']}`"),
-            ("Data", ", ".join(f"`{uri}`" for uri in lineage["datasets"])),
-            ("Data digest", f"`{lineage['datasetDigest']}`"),
-            ("Run file digest", f"`{lineage['runFileDigest']}`"),
-            ("Tokens trained on", f"{report['training']['tokens']:,}"),
-            ("Time in training", f"{report['training']['seconds']:,} s"),
-            ("Libraries", ", ".join(f"{name} {number}" for name, number in lineage["libraries"].items())),
-        ]),
+        _table(
+            ("What", "Value"),
+            [
+                ("Base model", f"`{lineage['baseModel']}`{revision}"),
+                ("Base model digest", f"`{lineage['baseModelDigest']}`"),
+                ("Data", ", ".join(f"`{uri}`" for uri in lineage["datasets"])),
+                ("Data digest", f"`{lineage['datasetDigest']}`"),
+                ("Run file digest", f"`{lineage['runFileDigest']}`"),
+                ("Tokens trained on", f"{report['training']['tokens']:,}"),
+                ("Time in training", f"{report['training']['seconds']:,} s"),
+                ("Libraries", ", ".join(f"{name} {number}" for name, number in lineage["libraries"].items())),
+            ],
+        ),
         *_settings(report["settings"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -42,12 +45,17 @@ def render_report(report: dict[str, Any]) -> str:
 def _evaluation(evaluation: dict[str, Any]) -> list[str]:
     if evaluation["loss"] is None:
         return ["No records were held out, so nothing was measured. Set dataset.validation to compare."]
-    rows = [(name, _number(evaluation[base]), _number(evaluation[tuned]), _percent(evaluation[change]))
-            for name, base, tuned, change in (
-                ("Loss", "baseLoss", "loss", "lossChangePercent"),
-                ("Perplexity", "basePerplexity", "perplexity", "perplexityChangePercent"))]
-    return [f"On {evaluation['records']} held-out records, each counted token weighing the same:",
-            _table(("", "Base", "Tuned", "Change"), rows)]
+    rows = [
+        (name, _number(evaluation[base]), _number(evaluation[tuned]), _percent(evaluation[change]))
+        for name, base, tuned, change in (
+            ("Loss", "baseLoss", "loss", "lossChangePercent"),
+            ("Perplexity", "basePerplexity", "perplexity", "perplexityChangePercent"),
+        )
+    ]
+    return [
+        f"On {evaluation['records']} held-out records, each counted token weighing the same:",
+        _table(("", "Base", "Tuned", "Change"), rows),
+    ]
 
 
 def _answers(answers: list[dict[str, str]]) -> list[str]:
@@ -58,8 +66,10 @@ def _answers(answers: list[dict[str, str]]) -> list[str]:
 
 
 def _parameters(parameters: dict[str, Any]) -> str:
-    text = (f"{parameters['total']:,} in all, {parameters['trainable']:,} of them trained "
-            f"({parameters['trainableShare']:.2%})")
+    text = (
+        f"{parameters['total']:,} in all, {parameters['trainable']:,} of them trained "
+        f"({parameters['trainableShare']:.2%})"
+    )
     quantised = f", {parameters['quantised']:,} held in 4 bits ({parameters['quantisedShare']:.1%})"
     return text + (quantised if parameters["quantised"] else "") + "."
 

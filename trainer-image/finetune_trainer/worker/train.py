@@ -60,15 +60,17 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     with heartbeat.long_phase():
         publish(engine, run, data, outcome)
     supervision.progress.stage(Stage.DONE)
-    log.info("published", artifact=outcome.artifact, base_eval_loss=outcome.base_eval_loss,
-             eval_loss=outcome.eval_loss)
+    log.info("published", artifact=outcome.artifact, base_eval_loss=outcome.base_eval_loss, eval_loss=outcome.eval_loss)
 
 
 def check_run(run: RunFile, ranks: Ranks) -> None:
     """Refuse what this release cannot do, before anything is loaded."""
     if run.objective is not ObjectiveType.SUPERVISED or run.model.task is not Task.CAUSAL_LM:
-        raise FinetuneError(f"{run.objective} of a {run.model.task} model is not in this release; use Supervised "
-                            "and CausalLM.", failure_class="InvalidSpec", field="spec.objective.type")
+        raise FinetuneError(
+            f"{run.objective} of a {run.model.task} model is not in this release; use Supervised and CausalLM.",
+            failure_class="InvalidSpec",
+            field="spec.objective.type",
+        )
     if ranks.world_size != run.world_size:
         raise FinetuneError(f"The run file plans {run.world_size} processes, but {ranks.world_size} were started.")
     check_zero(run)
@@ -81,12 +83,21 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         folder.mkdir(parents=True, exist_ok=True)
     resume = checkpoints.resume_folder(work)
     total = run.hyperparameters.total_steps
-    progress = Progress(work.state / "progress.json" if ranks.is_main else None, total_steps=total,
-                        resumed_from_step=checkpoints.resumed_step(resume))
+    progress = Progress(
+        work.state / "progress.json" if ranks.is_main else None,
+        total_steps=total,
+        resumed_from_step=checkpoints.resumed_step(resume),
+    )
     return Supervision(
-        work=work, ranks=ranks, heartbeat=heartbeat, progress=progress, save_policy=SavePolicy.of(run.checkpoint),
-        carry=Carry.load(resume) if resume else Carry(), total_steps=total,
-        zero_stage=run.hyperparameters.zero_stage)
+        work=work,
+        ranks=ranks,
+        heartbeat=heartbeat,
+        progress=progress,
+        save_policy=SavePolicy.of(run.checkpoint),
+        carry=Carry.load(resume) if resume else Carry(),
+        total_steps=total,
+        zero_stage=run.hyperparameters.zero_stage,
+    )
 
 
 def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
@@ -97,8 +108,9 @@ def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
         log.info("sample", text=data.sample)
 
 
-def build_engine(run: RunFile, supervision: Supervision, data: Encoded,
-                 tokenizer: PreTrainedTokenizerFast) -> EngineMixin:
+def build_engine(
+    run: RunFile, supervision: Supervision, data: Encoded, tokenizer: PreTrainedTokenizerFast
+) -> EngineMixin:
     """The engine with model, data and callbacks in place, ready to train."""
     scratch = supervision.work.checkpoints / ".partial"
     if supervision.ranks.is_node_main:
@@ -110,11 +122,19 @@ def build_engine(run: RunFile, supervision: Supervision, data: Encoded,
     torch.manual_seed(run.hyperparameters.seed)
     device = None if arguments.device.type == "cpu" else arguments.device
     model = prepare_tuning(load_base(supervision.work.inputs / "model", run, device=device), run)
-    boundary = StepBoundary(Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer,
-                                     run.hyperparameters.seed))
+    boundary = StepBoundary(
+        Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)
+    )
     engine = Supervised(
-        model=model, args=arguments, supervision=supervision, split=Split.of(run, supervision.ranks),
-        train=data.train, validation=data.validation, data_collator=None, callbacks=[boundary])
+        model=model,
+        args=arguments,
+        supervision=supervision,
+        split=Split.of(run, supervision.ranks),
+        train=data.train,
+        validation=data.validation,
+        data_collator=None,
+        callbacks=[boundary],
+    )
     engine.remove_callback(PrinterCallback)
     boundary.attach(engine)
     return engine
@@ -130,8 +150,14 @@ def leave_if_asked(engine: EngineMixin) -> None:
 def measure(engine: Any, run: RunFile, data: Encoded, tokenizer: PreTrainedTokenizerFast) -> Outcome:
     """Held-out loss and answers of the tuned model, beside those of the base."""
     last = run.hyperparameters.total_steps
-    eval_loss = next((entry["eval_loss"] for entry in reversed(engine.state.log_history)
-                      if "eval_loss" in entry and entry.get("step") == last), None)
+    eval_loss = next(
+        (
+            entry["eval_loss"]
+            for entry in reversed(engine.state.log_history)
+            if "eval_loss" in entry and entry.get("step") == last
+        ),
+        None,
+    )
     if eval_loss is None and data.validation:
         eval_loss = engine.evaluate()["eval_loss"]
     answerer = Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)

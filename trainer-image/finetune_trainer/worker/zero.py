@@ -17,14 +17,23 @@ def check_zero(run: RunFile) -> None:
     if hp.zero_stage == 0:
         return
     if run.tuning.type is TuningType.QLORA and hp.zero_stage == 3:
-        raise FinetuneError("zeroStage 3 cannot shard 4-bit weights; use zeroStage 2 or less with QLoRA.",
-                            failure_class="InvalidSpec", field="spec.hyperparameters.zeroStage")
+        raise FinetuneError(
+            "zeroStage 3 cannot shard 4-bit weights; use zeroStage 2 or less with QLoRA.",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.zeroStage",
+        )
     if hp.optimizer is not Optimizer.ADAMW:
-        raise FinetuneError(f"Optimizer {hp.optimizer} does not work with zeroStage {hp.zero_stage}; use AdamW.",
-                            failure_class="InvalidSpec", field="spec.hyperparameters.optimizer")
+        raise FinetuneError(
+            f"Optimizer {hp.optimizer} does not work with zeroStage {hp.zero_stage}; use AdamW.",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.optimizer",
+        )
     if hp.precision is Precision.FP16 and run.resources.accelerator == "cpu":
-        raise FinetuneError("precision FP16 with ZeRO needs a GPU; use BF16 or FP32 on a cpu pool.",
-                            failure_class="InvalidSpec", field="spec.hyperparameters.precision")
+        raise FinetuneError(
+            "precision FP16 with ZeRO needs a GPU; use BF16 or FP32 on a cpu pool.",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.precision",
+        )
 
 
 def zero_config(run: RunFile, world_size: int) -> dict[str, Any]:
@@ -57,10 +66,14 @@ def prepare_zero(run: RunFile, ranks: Ranks) -> dict[str, Any]:
     data parallelism, so the state is configured here and TrainingArguments are told to keep it; create_scheduler
     proves that it worked.
     """
-    os.environ.update({
-        "RANK": str(ranks.rank), "LOCAL_RANK": str(ranks.local_rank), "WORLD_SIZE": str(ranks.world_size),
-        "ACCELERATE_USE_DEEPSPEED": "true",
-    })
+    os.environ.update(
+        {
+            "RANK": str(ranks.rank),
+            "LOCAL_RANK": str(ranks.local_rank),
+            "WORLD_SIZE": str(ranks.world_size),
+            "ACCELERATE_USE_DEEPSPEED": "true",
+        }
+    )
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29400")
     on_cpu = run.resources.accelerator == "cpu"
