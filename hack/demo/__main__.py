@@ -89,8 +89,9 @@ def tell_the_end(running: Stand, client: Any, job: dict[str, Any], succeeded: bo
         f"7. The files below {job['spec']['output']['uri']}",
         *(f"{item['Size']:>12,}  {item['Key'].removeprefix(prefix)}" for item in listed),
     )
-    report = client.get_object(Bucket=NAMESPACE, Key=f"{prefix}report.md")["Body"].read().decode()
-    say("8. Base against tuned, from report.md", *report_tables(report))
+    report = json.loads(client.get_object(Bucket=NAMESPACE, Key=f"{prefix}report.json")["Body"].read())
+    say("8. Base against tuned on records that were held out", *before_and_after(report))
+    say("   Three answers side by side", *answers(report))
     kubeconfig = running.cluster.kubeconfig
     say(
         "9. Try next",
@@ -103,10 +104,29 @@ def tell_the_end(running: Stand, client: Any, job: dict[str, Any], succeeded: bo
     )
 
 
-def report_tables(report: str) -> list[str]:
-    """The report from its heading of results on, up to the settings."""
-    lines = report.splitlines()
-    return [line for line in lines if line.startswith("|")][:40]
+def before_and_after(report: dict[str, Any]) -> list[str]:
+    """The table of losses, and where the report and the curve are."""
+    found = report["evaluation"]
+    return [
+        f"{'':<12}{'base':>10}{'tuned':>10}{'change':>10}   on {found['records']} records",
+        f"{'loss':<12}{found['baseLoss']:>10.3f}{found['loss']:>10.3f}{found['lossChangePercent']:>9.1f}%",
+        f"{'perplexity':<12}{found['basePerplexity']:>10.2f}{found['perplexity']:>10.2f}"
+        f"{found['perplexityChangePercent']:>9.1f}%",
+        "report.md has the settings with their reasons and the loss curve (loss.png).",
+    ]
+
+
+def answers(report: dict[str, Any]) -> list[str]:
+    """Question, reference, base and tuned answer of each prompt, cut to a line or two."""
+    lines: list[str] = []
+    for answer in report["answers"]:
+        lines += [f"{key:<10} {_clip(answer[key])}" for key in ("prompt", "reference", "base", "tuned")] + [""]
+    return lines[:-1]
+
+
+def _clip(text: str, longest: int = 180) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
 
 
 def say(title: str, *lines: str) -> None:

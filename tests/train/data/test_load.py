@@ -80,9 +80,9 @@ def test_held_out_prompts_end_where_the_answer_begins(tmp_path: Path) -> None:
     encoded = load(write_rows(tmp_path, ROWS), validationFraction=0.25)
     assert len(encoded.held_out_prompts) == 5
     prompt = encoded.held_out_prompts[0]
-    number = prompt.prompt.split()[2].rstrip("?")
-    assert prompt.prompt == f"User: Question {number}?\nAssistant:" and prompt.reference == f"Answer {number}."
-    assert TOKENIZER.decode(prompt.prompt_ids) == prompt.prompt
+    number = prompt.prompt.split()[1].rstrip("?")
+    assert prompt.prompt == f"Question {number}?" and prompt.reference == f"Answer {number}."
+    assert TOKENIZER.decode(prompt.prompt_ids) == f"User: Question {number}?\nAssistant:"
     assert prompt.origin == f"train.jsonl line {int(number) + 1}"
 
 

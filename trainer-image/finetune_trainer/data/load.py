@@ -29,7 +29,11 @@ MAX_SHARE_WITHOUT_LOSS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class HeldOutPrompt:
-    """A prompt for the model to answer, with the answer that the data gives. origin: where the record is."""
+    """A prompt for the model to answer, with the answer that the data gives.
+
+    prompt: what a person asked, without the template's marks; prompt_ids: all that the model sees. origin: where the
+    record is.
+    """
 
     prompt: str
     prompt_ids: NDArray[np.int32]
@@ -220,6 +224,7 @@ def _prompts(encoder: Encoder, held_out: list[tuple[Example, Encoding]]) -> list
     for example, encoding in held_out:
         if len(prompts) < HELD_OUT_PROMPTS and encoding.prompt < len(encoding.example.input_ids):
             ids, reference = encoder.prompt_of(encoding)
-            text = encoder.tokenizer.decode(ids)
-            prompts.append(HeldOutPrompt(text, as_array(ids), reference, example.record.where))
+            asked = [turn.text for turn in example.turns if turn.role in ("user", "prompt")]
+            text = asked[-1] if asked else encoder.tokenizer.decode(ids)
+            prompts.append(HeldOutPrompt(text.strip(), as_array(ids), reference, example.record.where))
     return prompts
