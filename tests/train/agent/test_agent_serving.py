@@ -24,6 +24,7 @@ def metrics_of(agent) -> dict[str, float]:
 def test_progress_and_metrics_follow_the_workers(make_agent) -> None:
     agent = make_agent(attempt=7, does={"steps": 10_000, "save_every": 3, "step_seconds": 0.1}).start()
     agent.wait_for_event("checkpoint stored")
+    agent.wait_for_step(3)  # the step is read at most a second late
     document = ProgressDocument.from_json(json.loads(agent.get("/progress")))
     assert (document.attempt, document.stage, document.total_steps) == (7, Stage.TRAINING, 10_000)
     assert document.step >= 3

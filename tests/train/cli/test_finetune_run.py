@@ -22,7 +22,7 @@ def adapter(output: Path) -> dict:
 
 
 def test_a_job_file_runs_to_a_folder_and_says_where_the_result_is(finetune, job, tmp_path) -> None:
-    command = finetune("run", "-f", str(job()), "--work", "w", does={"steps": 4})
+    command = finetune("run", "-f", str(job()), "--work", "w", does={"steps": 4, "load_seconds": 4})
     assert command.execute() == 0, command.out + command.err
     assert adapter(tmp_path / "out") == {"step": 4, "resumedFrom": None}
     assert f"Artifact: {tmp_path}/out/adapter" in command.out
