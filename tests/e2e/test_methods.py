@@ -12,7 +12,7 @@ from tests.e2e.conftest import Tenant
 
 @pytest.mark.parametrize(("method", "artifact"), [("LoRA", "adapter"), ("QLoRA", "adapter"), ("Full", "model")])
 def test_a_job_ends_with_a_loadable_artifact_and_a_report(
-    tenant: Tenant, tmp_path: Path, method: str, artifact: str
+    tenant: Tenant, tmp_path: Path, tiny_llama: Path, method: str, artifact: str
 ) -> None:
     name = f"run-{method.lower()}"
     tenant.apply(tenant.job(name, tuning={"type": method}))
@@ -24,6 +24,23 @@ def test_a_job_ends_with_a_loadable_artifact_and_a_report(
     assert any(key.startswith(f"{artifact}/") and key.endswith(".safetensors") for key in keys)
     report = json.loads(tenant.s3.get_object(Bucket=tenant.namespace, Key=f"out/{name}/report.json")["Body"].read())
     assert report["evaluation"]["loss"] == pytest.approx(status["artifacts"]["evalLoss"], rel=1e-6)
+    if artifact == "adapter":
+        loads_with_plain_peft(tenant, f"out/{name}/adapter/", tmp_path, tiny_llama)
+
+
+def loads_with_plain_peft(tenant: Tenant, prefix: str, folder: Path, base: Path) -> None:
+    """The adapter from S3 loads with PeftModel.from_pretrained and changes what the base model says."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for key in tenant.keys(prefix):
+        tenant.s3.download_file(tenant.namespace, key, str(folder / key.removeprefix(prefix)))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    ids = torch.arange(3, 20)[None]
+    before = model(ids).logits.detach()
+    after = PeftModel.from_pretrained(model, folder)(ids).logits
+    assert after.isfinite().all() and not torch.equal(before, after)
 
 
 def test_a_job_on_two_processes_ends_with_one_adapter(tenant: Tenant) -> None:
