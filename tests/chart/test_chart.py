@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from finetune_api.pool import GPUPoolSpec
+from finetune_operator.config import parse_config
 from tests.cluster.tools import ensure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,6 +89,20 @@ def test_a_misspelt_or_malformed_value_is_refused_by_name(values: str, named: st
     done = helm("template", "finetune", str(CHART), "--set", values)
     assert done.returncode != 0
     assert named in done.stderr
+
+
+def test_every_storage_value_reaches_the_operator_under_a_name_that_it_reads() -> None:
+    values = "storage.endpoint=https://s3.example.com,storage.region=eu,storage.pathStyle=true,storage.caConfigMapName=ca"
+    (deployment,) = of_kind(render("--set", values + ",hubEndpoint=https://hub.example.com"), "Deployment")
+    given = {entry["name"]: entry.get("value", "") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    config = parse_config(given, identity="pod-1")
+    assert config.storage.to_json() == {
+        "endpoint": "https://s3.example.com",
+        "region": "eu",
+        "pathStyle": True,
+        "caConfigMapName": "ca",
+    }
+    assert config.hub_endpoint == "https://hub.example.com"
 
 
 def test_the_charts_definitions_are_the_generated_ones() -> None:
