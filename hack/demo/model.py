@@ -6,6 +6,7 @@ once and kept in the cache.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def base_model(cache: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
+    # Read by the libraries when they are imported: their progress bars would drown the demo's own words.
+    os.environ.update({"TQDM_DISABLE": "1", "DS_ACCELERATOR": "cpu"})
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
