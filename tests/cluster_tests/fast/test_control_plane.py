@@ -74,6 +74,8 @@ def test_the_api_server_can_be_stopped_and_started(cluster: LocalCluster) -> Non
 def test_pod_security_refuses_what_a_restricted_namespace_forbids(cluster: LocalCluster) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strict", "labels": labels}})
+    # A pod is refused for want of its service account before Pod Security is asked; a controller makes it a moment later.
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", "strict", "--timeout=60s")
     with pytest.raises(KubectlError, match='violates PodSecurity "restricted'):
         cluster.kubectl("run", "bad", "-n", "strict", "--image=x")
 
