@@ -9,7 +9,7 @@ from pydantic import Field
 from finetune_api.access import Credentials, Storage
 from finetune_api.base import Document
 from finetune_api.enums import DataFormat, LossOn, Truncation
-from finetune_api.fields import DataUri, LongText, Positive, ShortText
+from finetune_api.fields import DataUri, Fraction, LongText, Positive, ShortText
 
 
 class Source(Document):
@@ -59,6 +59,10 @@ class Columns(Document):
     """The column of the rejected completion."""
     label: ShortText | None = None
     """The column of the label."""
+    tokens: ShortText | None = None
+    """The column of the list of words (Tags)."""
+    tags: ShortText | None = None
+    """The column of the list of BIO tags (Tags)."""
 
 
 class Dataset(Document):
@@ -71,8 +75,8 @@ class Dataset(Document):
     columns: Columns | None = None
     """The names of the columns where they differ from the format's own."""
     prompt_template: LongText | None = None
-    """Text with {column} in braces, such as '<human>: {question}\\n<assistant>: {answer}'. The completion column
-    must come last. Absent means the model's chat template."""
+    """Text with {column} in braces, such as '<human>: {question}\\n<assistant>: {answer}', or a Jinja template if it
+    holds '{{' or '{%'. The completion column must come last. Absent means the model's chat template."""
     validation: HeldOut | None = None
     """Records for evaluation while training."""
     test: HeldOut | None = None
@@ -85,3 +89,9 @@ class Dataset(Document):
     """Limit of the prompt in tokens."""
     max_target_tokens: Positive | None = None
     """Limit of the completion in tokens."""
+    max_bad_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of the records that may be unusable and are then left out and counted; absent means none."""
+    max_cut_share: Fraction | None = None
+    """Share of the records that truncation may shorten; absent means any."""
+    balance_labels: bool | None = None
+    """Draw the records of each label equally often (SequenceClassification)."""

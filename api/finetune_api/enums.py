@@ -19,6 +19,7 @@ class ObjectiveType(StrEnum):
     """What is optimised."""
 
     SUPERVISED = "Supervised"
+    EVALUATION = "Evaluation"
     PRETRAIN = "Pretrain"
     DISTILLATION = "Distillation"
     REWARD = "Reward"
@@ -61,6 +62,30 @@ class DataFormat(StrEnum):
     PREFERENCE = "Preference"
     LABELS = "Labels"
     TAGS = "Tags"
+
+
+class PretrainTokenizer(StrEnum):
+    """Where the tokenizer of a Pretrain run comes from."""
+
+    MODEL = "Model"
+    BYTE_PAIR = "BytePair"
+    CHARACTER = "Character"
+
+
+class Preset(StrEnum):
+    """Named choices of the parameters that train under Full."""
+
+    ROUTER_AND_EXPERTS = "RouterAndExperts"
+
+
+class Benchmark(StrEnum):
+    """Benchmarks that run on local data."""
+
+    ARC_EASY = "ArcEasy"
+    ARC_CHALLENGE = "ArcChallenge"
+    HELLA_SWAG = "HellaSwag"
+    MMLU = "MMLU"
+    TRUTHFUL_QA = "TruthfulQA"
 
 
 class LossOn(StrEnum):
@@ -123,14 +148,24 @@ class Schedule(StrEnum):
     CONSTANT = "Constant"
     LINEAR = "Linear"
     COSINE = "Cosine"
+    COSINE_TO_TENTH = "CosineToTenth"
+    POLYNOMIAL = "Polynomial"
+    INVERSE_SQRT = "InverseSqrt"
 
 
 class Precision(StrEnum):
-    """The number format of forward and backward passes; FP32 master weights are kept either way."""
+    """The number format of forward and backward passes."""
 
     FP32 = "FP32"
     BF16 = "BF16"
     FP16 = "FP16"
+
+
+class MasterWeights(StrEnum):
+    """The number format in which weights that train are held between steps."""
+
+    FP32 = "FP32"
+    BF16 = "BF16"
 
 
 class Optimizer(StrEnum):
@@ -141,6 +176,8 @@ class Optimizer(StrEnum):
     PAGED_ADAMW_8BIT = "PagedAdamW8bit"
     ADAFACTOR = "Adafactor"
     LION = "Lion"
+    LION_8BIT = "Lion8bit"
+    PAGED_LION_8BIT = "PagedLion8bit"
 
 
 class OnExisting(StrEnum):

@@ -15,16 +15,20 @@ from finetune_api.base import Document
 from finetune_api.data import Columns, Dataset, HeldOut, Source
 from finetune_api.enums import (
     Attention,
+    Benchmark,
     BuiltInReward,
     ComputeType,
     DataFormat,
     LoraBias,
     LoraVariant,
     LossOn,
+    MasterWeights,
     ObjectiveType,
     OnExisting,
     Optimizer,
     Precision,
+    Preset,
+    PretrainTokenizer,
     QuantizationType,
     Schedule,
     SoftPromptInit,
@@ -32,10 +36,21 @@ from finetune_api.enums import (
     Truncation,
     TuningType,
 )
-from finetune_api.fields import Fraction, LabelName, NonNegative, ObjectName, OutputUri, Positive, Rate, ShortText
+from finetune_api.fields import (
+    Fraction,
+    LabelName,
+    LongText,
+    NonNegative,
+    ObjectName,
+    OutputUri,
+    Positive,
+    Rate,
+    ShortText,
+)
 from finetune_api.method import (
     DistillationSettings,
     FullTuning,
+    Ia3,
     Lora,
     Objective,
     PreferenceSettings,
@@ -55,6 +70,8 @@ __all__ = [
     "VERSION",
     "AdapterReference",
     "Attention",
+    "Benchmark",
+    "BenchmarkRun",
     "BuiltInReward",
     "Checkpoint",
     "Columns",
@@ -70,10 +87,12 @@ __all__ = [
     "Generation",
     "HeldOut",
     "Hyperparameters",
+    "Ia3",
     "Lora",
     "LoraBias",
     "LoraVariant",
     "LossOn",
+    "MasterWeights",
     "Model",
     "ModelCache",
     "Objective",
@@ -83,7 +102,10 @@ __all__ = [
     "Output",
     "Precision",
     "PreferenceSettings",
+    "Preset",
     "PretrainSettings",
+    "PretrainTokenizer",
+    "Publish",
     "Quantization",
     "QuantizationType",
     "ReinforcementSettings",
@@ -140,10 +162,22 @@ class Hyperparameters(Document):
     """Longest record in tokens."""
     packing: bool | None = None
     """Put several records into one sequence, isolated from one another."""
+    group_by_length: bool | None = None
+    """Draw optimizer steps from records of like length, so that less is padded."""
     precision: Precision | None = None
     """The number format of forward and backward passes."""
     optimizer: Optimizer | None = None
     """The optimizer."""
+    master_weights: MasterWeights | None = None
+    """The number format in which weights that train are held; BF16 saves memory and loses small updates."""
+    neftune_alpha: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Strength of NEFTune's noise on the embeddings."""
+    compile: bool | None = None
+    """Compile the model by torch.compile."""
+    liger: bool | None = None
+    """Use Liger kernels where the image has them (GPU only)."""
+    router_loss_weight: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Weight of the router's load-balancing loss in a mixture-of-experts model."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] | None = None
@@ -186,6 +220,17 @@ class Requirement(Document):
     """Largest value that passes."""
 
 
+class BenchmarkRun(Document):
+    """One benchmark on data of yours, measured before and after."""
+
+    name: Benchmark
+    """Which benchmark; its prompts and scoring are lm-evaluation-harness's own."""
+    source: Source
+    """Records in the benchmark's own columns."""
+    max_records: Positive | None = None
+    """Use only the first N records."""
+
+
 class Evaluation(Document):
     """What is measured."""
 
@@ -197,6 +242,14 @@ class Evaluation(Document):
     """Bounds that the tuned model must meet, else the job fails with the artifact kept."""
     generation: Generation | None = None
     """How answers are generated."""
+    max_generated: Positive | None = None
+    """For how many held-out records answers are generated."""
+    probes: Annotated[list[LongText], Field(min_length=1, max_length=32)] | None = None
+    """Further prompts, such as off-topic questions, that base and tuned model answer side by side."""
+    retention: Source | None = None
+    """General text whose loss is measured before and after, to see what was forgotten."""
+    benchmarks: Annotated[list[BenchmarkRun], Field(min_length=1, max_length=8)] | None = None
+    """Benchmarks on local data, measured before and after."""
 
 
 class Checkpoint(Document):
@@ -212,6 +265,17 @@ class Checkpoint(Document):
     """How many of the best by evaluation loss stay."""
 
 
+class Publish(Document):
+    """A repository on the hub that receives the artifact too."""
+
+    uri: Annotated[str, Field(max_length=256, pattern=r"^hf://[^/\s?#]+/[^/\s?#]+$")]
+    """hf://owner/name; it is created where it does not exist."""
+    public: bool | None = None
+    """Whether everybody may read it; absent means private."""
+    credentials: Credentials | None = None
+    """Instead of the job's credentials: the secret with HF_TOKEN."""
+
+
 class Output(Document):
     """Where the artifact goes."""
 
@@ -219,6 +283,10 @@ class Output(Document):
     """s3://bucket/prefix or pvc://claim/path; holds adapter/ or model/, the report and checkpoints/."""
     merge_adapter: bool | None = None
     """Also write the adapter merged into the base model."""
+    max_shard_size_gib: Annotated[Annotated[float, Field(gt=0, le=1024)] | None, Field(alias="maxShardSizeGiB")] = None
+    """Largest safetensors file of a whole model; absent means 5."""
+    publish: Publish | None = None
+    """Publish the artifact to the hub as well."""
     on_existing: OnExisting | None = None
     """What happens when the output already holds a run; absent means Fail."""
     credentials: Credentials | None = None
@@ -260,8 +328,8 @@ class FineTuneJobSpec(Document):
     """The records to train on."""
     objective: Objective | None = None
     """What is optimised; absent means Supervised."""
-    tuning: Tuning
-    """Which parameters change."""
+    tuning: Tuning | None = None
+    """Which parameters change; absent only with objective.type: Evaluation."""
     output: Output
     """Where the artifact goes."""
     hyperparameters: Hyperparameters | None = None
@@ -290,6 +358,24 @@ class FineTuneJobSpec(Document):
     """Stop for good after a checkpoint; cannot be taken back."""
     ttl_seconds_after_finished: NonNegative | None = None
     """Delete the pods' Jobs this long after the end; the FineTuneJob itself stays."""
+
+    @property
+    def objective_type(self) -> ObjectiveType:
+        """The objective: Supervised where it is absent."""
+        return self.objective.type if self.objective is not None else ObjectiveType.SUPERVISED
+
+    @property
+    def tuning_type(self) -> TuningType | None:
+        """The tuning; None with objective Evaluation, where no parameter changes."""
+        return self.tuning.type if self.tuning is not None else None
+
+    @property
+    def task(self) -> Task:
+        """The task: where it is absent SequenceClassification for a Reward model, which is a head of one output over
+        a whole text, and CausalLM for the rest."""
+        if self.model.task is not None:
+            return self.model.task
+        return Task.SEQUENCE_CLASSIFICATION if self.objective_type == ObjectiveType.REWARD else Task.CAUSAL_LM
 
 
 FROZEN_FIELDS = (

@@ -13,6 +13,8 @@ from finetune_api.enums import (
     LoraBias,
     LoraVariant,
     ObjectiveType,
+    Preset,
+    PretrainTokenizer,
     QuantizationType,
     SoftPromptInit,
     TuningType,
@@ -38,6 +40,17 @@ class Lora(Document):
     """Modules that train in full and are saved with the adapter."""
     variant: LoraVariant | None = None
     """The form of the update."""
+    experts: bool | None = None
+    """Adapt the experts of a mixture-of-experts model too."""
+
+
+class Ia3(Document):
+    """Settings of IA3."""
+
+    target_modules: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
+    """Names of the layers whose outputs are scaled."""
+    feedforward_modules: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
+    """Those of them whose inputs are scaled instead."""
 
 
 class Quantization(Document):
@@ -74,7 +87,9 @@ class FullTuning(Document):
     trainable: Annotated[list[Pattern], Field(min_length=1, max_length=64)] | None = None
     """Name patterns of the only parameters that train."""
     first_layers: Positive | None = None
-    """Train only the first N layers."""
+    """Train only the first N layers, counted from the input."""
+    preset: Preset | None = None
+    """A named choice instead of patterns."""
 
 
 class Tuning(Document):
@@ -84,6 +99,8 @@ class Tuning(Document):
     """The method."""
     lora: Lora | None = None
     """Settings of LoRA and QLoRA."""
+    ia3: Ia3 | None = None
+    """Settings of IA3."""
     quantization: Quantization | None = None
     """How the frozen base is quantised; with QLoRA."""
     soft_prompt: SoftPrompt | None = None
@@ -96,7 +113,13 @@ class PreferenceSettings(Document):
     """Settings of a preference objective."""
 
     beta: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Strength of the pull towards the reference model."""
+    """Strength of the pull towards the reference model; for ORPO the weight of the odds ratio."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """Assumed share of swapped preferences (DPO)."""
+    desirable_weight: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Weight of desirable completions (KTO)."""
+    undesirable_weight: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Weight of undesirable completions (KTO)."""
 
 
 class DistillationSettings(Document):
@@ -108,6 +131,8 @@ class DistillationSettings(Document):
     """T, applied to both models' logits."""
     alpha: Fraction | None = None
     """Weight of the label loss."""
+    quantize_teacher: bool | None = None
+    """Hold the teacher in 4 bits."""
 
 
 class RewardFunction(Document):
@@ -118,7 +143,9 @@ class RewardFunction(Document):
     function: BuiltInReward | None = None
     """A built-in function."""
     pattern: Pattern | None = None
-    """The regular expression, with function: RegularExpression."""
+    """The regular expression that the completion must contain, with function: RegularExpression."""
+    target_length: Positive | None = None
+    """The wished length of the completion in tokens, with function: Length."""
     weight: Annotated[float, Field(ge=-1000, le=1000)] | None = None
     """Weight of this term."""
 
@@ -132,13 +159,37 @@ class ReinforcementSettings(Document):
     """Strength of the pull towards the reference model."""
     generations: Annotated[int, Field(ge=2, le=256)] | None = None
     """Completions per prompt (GRPO)."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Longest completion in tokens."""
+    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Sampling temperature of the completions."""
+    clip_range: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """How far the probability of a token may move before its gradient is cut."""
+    iterations: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Optimizer steps for each set of completions."""
+    discount: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Discount of later rewards, gamma (PPO)."""
+    gae_lambda: Fraction | None = None
+    """Lambda of generalised advantage estimation (PPO)."""
+    value_coefficient: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Weight of the value loss (PPO)."""
 
 
 class PretrainSettings(Document):
     """Settings of Pretrain: training from random initialisation."""
 
-    vocabulary_size: Positive | None = None
-    """Size of a tokenizer trained on the data; absent means the model's own tokenizer."""
+    tokenizer: PretrainTokenizer | None = None
+    """The model's own tokenizer, or one trained on the data: byte pairs or single characters."""
+    vocabulary_size: Annotated[int, Field(ge=8, le=1_000_000)] | None = None
+    """Size of a BytePair tokenizer."""
+    random_windows: bool | None = None
+    """Draw windows from random places of the text instead of packing whole documents."""
+    block_size: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
+    """Tokens of one training sequence; absent means hyperparameters.maxSequenceLength."""
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of tokens to predict (MaskedLM) or to drop in spans (Seq2Seq)."""
+    mean_span_length: Annotated[float, Field(ge=1, le=100)] | None = None
+    """Mean length of a dropped span in tokens (Seq2Seq)."""
 
 
 class Objective(Document):

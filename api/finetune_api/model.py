@@ -24,6 +24,12 @@ class AdapterReference(Document):
 
     uri: ModelUri
     """Where the adapter is: hf://, s3:// or pvc://."""
+    revision: ShortText | None = None
+    """Branch, tag or commit of an hf:// adapter."""
+    credentials: Credentials | None = None
+    """Instead of the job's credentials, for the adapter only."""
+    storage: Storage | None = None
+    """Instead of the job's storage, for the adapter only."""
 
 
 class ModelCache(Document):

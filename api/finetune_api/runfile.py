@@ -6,6 +6,9 @@ credentials profile whose keys stand in the environment (naming.credential_env).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,48 +17,73 @@ from finetune_api.base import Document
 from finetune_api.digest import digest
 from finetune_api.job import (
     Attention,
+    Benchmark,
     Columns,
-    ComputeType,
     DataFormat,
     Generation,
-    LoraBias,
-    LoraVariant,
     LossOn,
+    MasterWeights,
     ObjectiveType,
     OnExisting,
     Optimizer,
     Precision,
-    QuantizationType,
+    Requirement,
     Schedule,
     Task,
     Truncation,
     TuningType,
 )
+from finetune_api.runmethod import (
+    Reference,
+    RunDistillation,
+    RunFull,
+    RunIa3,
+    RunLora,
+    RunObjective,
+    RunPreference,
+    RunPretrain,
+    RunQuantization,
+    RunReinforcement,
+    RunReward,
+    RunSoftPrompt,
+    RunTuning,
+    StorageAccess,
+)
+
+__all__ = [
+    "RUN_FILE_VERSION",
+    "InputKind",
+    "PreflightFile",
+    "PreflightInput",
+    "Reference",
+    "RunBenchmark",
+    "RunCheckpoint",
+    "RunDataset",
+    "RunDistillation",
+    "RunEarlyStopping",
+    "RunEvaluation",
+    "RunFile",
+    "RunFull",
+    "RunHyperparameters",
+    "RunIa3",
+    "RunJob",
+    "RunLora",
+    "RunModel",
+    "RunObjective",
+    "RunOutput",
+    "RunPreference",
+    "RunPretrain",
+    "RunPublish",
+    "RunQuantization",
+    "RunReinforcement",
+    "RunResources",
+    "RunReward",
+    "RunSoftPrompt",
+    "RunTuning",
+    "StorageAccess",
+]
 
 RUN_FILE_VERSION: Literal[1] = 1
-
-
-class StorageAccess(Document):
-    """How to reach the place that a URI names."""
-
-    endpoint: str | None = None
-    region: str | None = None
-    path_style: bool | None = None
-    ca_file: str | None = None
-    """Path of a PEM file inside the pod."""
-    profile: str | None = None
-    """Credentials profile; None means the environment's own identity."""
-
-
-class Reference(Document):
-    """A URI and the way to it."""
-
-    uri: str
-    revision: str | None = None
-    config: str | None = None
-    split: str | None = None
-    weight: float | None = None
-    access: StorageAccess
 
 
 class RunJob(Document):
@@ -67,12 +95,15 @@ class RunJob(Document):
 
 
 class RunModel(Document):
-    """The base model."""
+    """The base model. `adapter`: an earlier adapter on it, to continue from or to evaluate."""
 
     source: Reference
     task: Task
     attention: Attention
     digest: str
+    adapter: Reference | None = None
+    adapter_digest: str | None = None
+    add_special_tokens: list[str] | None = None
 
 
 class RunDataset(Document):
@@ -84,38 +115,23 @@ class RunDataset(Document):
     prompt_template: str | None = None
     validation_fraction: float | None = None
     validation: Reference | None = None
+    test_fraction: float | None = None
+    test: Reference | None = None
     loss_on: LossOn
     truncation: Truncation
+    max_source_tokens: int | None = None
+    max_target_tokens: int | None = None
+    max_bad_share: float = 0.0
+    max_cut_share: float = 1.0
+    balance_labels: bool = False
     digest: str
 
 
-class RunLora(Document):
-    """LoRA settings; targetModules ["all-linear"] means every linear layer but the head."""
+class RunEarlyStopping(Document):
+    """Stop after `patience` evaluations without an improvement of at least `min_delta`."""
 
-    rank: int
-    alpha: float
-    dropout: float
-    target_modules: list[str]
-    bias: LoraBias
-    modules_to_save: list[str] | None = None
-    variant: LoraVariant
-
-
-class RunQuantization(Document):
-    """Quantisation of the frozen base."""
-
-    bits: int
-    type: QuantizationType
-    double_quant: bool
-    compute_type: ComputeType
-
-
-class RunTuning(Document):
-    """Which parameters change."""
-
-    type: TuningType
-    lora: RunLora | None = None
-    quantization: RunQuantization | None = None
+    patience: int
+    min_delta: float
 
 
 class RunHyperparameters(Document):
@@ -136,13 +152,35 @@ class RunHyperparameters(Document):
     max_grad_norm: float
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     seed: int
+    packing: bool = False
+    group_by_length: bool = False
+    master_weights: MasterWeights = MasterWeights.FP32
+    neftune_alpha: float | None = None
+    compile: bool = False
+    liger: bool = False
+    router_loss_weight: float | None = None
+    early_stopping: RunEarlyStopping | None = None
+
+
+class RunBenchmark(Document):
+    """One benchmark on local data."""
+
+    name: Benchmark
+    source: Reference
+    max_records: int | None = None
 
 
 class RunEvaluation(Document):
-    """What is measured."""
+    """What is measured. `metrics` are beside loss and perplexity; the names are those of the report."""
 
     every_steps: int | None = None
     generation: Generation
+    metrics: list[str] = []
+    require: list[Requirement] = []
+    max_generated: int = 64
+    probes: list[str] = []
+    retention: Reference | None = None
+    benchmarks: list[RunBenchmark] = []
 
 
 class RunCheckpoint(Document):
@@ -151,6 +189,14 @@ class RunCheckpoint(Document):
     every_minutes: float | None = None
     every_steps: int | None = None
     keep_last: int
+    keep_best: int = 0
+
+
+class RunPublish(Document):
+    """A repository on the hub that receives the artifact."""
+
+    target: Reference
+    public: bool = False
 
 
 class RunOutput(Document):
@@ -159,6 +205,8 @@ class RunOutput(Document):
     target: Reference
     merge_adapter: bool
     on_existing: OnExisting
+    max_shard_size_gib: Annotated[float, Field(alias="maxShardSizeGiB")] = 5.0
+    publish: RunPublish | None = None
 
 
 class RunResources(Document):
@@ -171,6 +219,28 @@ class RunResources(Document):
     """`cpu` or the name of a GPU."""
 
 
+class InputKind(StrEnum):
+    """What a folder of inputs holds."""
+
+    MODEL = "Model"
+    ADAPTER = "Adapter"
+    DATA = "Data"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing that the agent fetches. folder: below WORK/inputs. field: spec path of its URI, without `spec.`.
+
+    digest: what was planned; None for data, whose digest covers all of it.
+    """
+
+    folder: str
+    kind: InputKind
+    field: str
+    reference: Reference
+    digest: str | None = None
+
+
 class RunFile(Document):
     """The whole run. Every attempt of a job runs the same run file."""
 
@@ -178,7 +248,7 @@ class RunFile(Document):
     job: RunJob
     model: RunModel
     dataset: RunDataset
-    objective: ObjectiveType
+    objective: RunObjective
     tuning: RunTuning
     hyperparameters: RunHyperparameters
     evaluation: RunEvaluation
@@ -192,6 +262,39 @@ class RunFile(Document):
         """Digest of the whole document."""
         return digest(self.to_json())
 
+    def inputs(self) -> list[Input]:
+        """Everything that has to lie below WORK/inputs before a worker starts."""
+        return [*self._models(), *self._data()]
+
+    def _models(self) -> Iterator[Input]:
+        model = self.model
+        yield Input("model", InputKind.MODEL, "model.uri", model.source, model.digest)
+        if model.adapter is not None:
+            yield Input("adapter", InputKind.ADAPTER, "model.adapter.uri", model.adapter, model.adapter_digest)
+        if (distillation := self.objective.distillation) is not None:
+            field = "objective.distillation.teacher.uri"
+            yield Input("teacher", InputKind.MODEL, field, distillation.teacher, distillation.teacher_digest)
+        reinforcement = self.objective.reinforcement
+        for number, reward in enumerate(reinforcement.rewards if reinforcement else []):
+            if reward.model is not None:
+                field = f"objective.{self.objective.type.lower()}.rewards[{number}].model.uri"
+                yield Input(f"rewards/{number}", InputKind.MODEL, field, reward.model, reward.model_digest)
+
+    def _data(self) -> Iterator[Input]:
+        for number, source in enumerate(self.dataset.sources):
+            yield Input(f"data/{number}", InputKind.DATA, f"dataset.sources[{number}].uri", source)
+        further = (
+            ("validation", "dataset.validation.source.uri", self.dataset.validation),
+            ("test", "dataset.test.source.uri", self.dataset.test),
+            ("retention", "evaluation.retention.uri", self.evaluation.retention),
+        )
+        for folder, field, reference in further:
+            if reference is not None:
+                yield Input(folder, InputKind.DATA, field, reference)
+        for number, benchmark in enumerate(self.evaluation.benchmarks):
+            field = f"evaluation.benchmarks[{number}].source.uri"
+            yield Input(f"benchmarks/{number}", InputKind.DATA, field, benchmark.source)
+
     @property
     def world_size(self) -> int:
         """Processes of the whole gang."""
@@ -204,6 +307,14 @@ class RunFile(Document):
         return hp.micro_batch_size * hp.gradient_accumulation * self.world_size
 
 
+class PreflightInput(Document):
+    """A further place that preflight looks at. kind is an InputKind; field as in Input."""
+
+    kind: InputKind
+    field: str
+    reference: Reference
+
+
 class PreflightFile(Document):
     """What preflight has to check: references with their access, and the spec's data settings."""
 
@@ -212,8 +323,17 @@ class PreflightFile(Document):
     spec_digest: str
     model: Reference
     task: Task
+    objective: ObjectiveType = ObjectiveType.SUPERVISED
+    tuning: TuningType | None = None
     sources: list[Reference]
     validation: Reference | None = None
+    further: list[PreflightInput] = []
+    """Adapter, teacher, reward models, test, retention and benchmark data."""
+    loss_on: LossOn | None = None
+    truncation: Truncation | None = None
+    max_sequence_length: int | None = None
+    validation_fraction: float | None = None
+    max_bad_share: float = 0.0
     format: DataFormat | None = None
     columns: Columns | None = None
     prompt_template: str | None = None

@@ -92,9 +92,14 @@ def test_a_misspelt_or_malformed_value_is_refused_by_name(values: str, named: st
 
 
 def test_every_storage_value_reaches_the_operator_under_a_name_that_it_reads() -> None:
-    values = "storage.endpoint=https://s3.example.com,storage.region=eu,storage.pathStyle=true,storage.caConfigMapName=ca"
+    values = (
+        "storage.endpoint=https://s3.example.com,storage.region=eu,storage.pathStyle=true,storage.caConfigMapName=ca"
+    )
     (deployment,) = of_kind(render("--set", values + ",hubEndpoint=https://hub.example.com"), "Deployment")
-    given = {entry["name"]: entry.get("value", "") for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    given = {
+        entry["name"]: entry.get("value", "")
+        for entry in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    }
     config = parse_config(given, identity="pod-1")
     assert config.storage.to_json() == {
         "endpoint": "https://s3.example.com",

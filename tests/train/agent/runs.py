@@ -67,7 +67,7 @@ def run_file(
                 "truncation": "Tail",
                 "digest": data_digest([(data, rows.files)]),
             },
-            "objective": "Supervised",
+            "objective": {"type": "Supervised"},
             "tuning": {"type": "Full"},
             "hyperparameters": {
                 "totalSteps": 4,

@@ -99,7 +99,7 @@ def run_file(*, sources: int = 1, **changes: Any) -> RunFile:
                 "digest": "d",
             },
             "dataset": dataset,
-            "objective": "Supervised",
+            "objective": {"type": "Supervised"},
             "tuning": {"type": "Full"},
             "hyperparameters": hyperparameters,
             "evaluation": {"generation": {}},

@@ -69,7 +69,7 @@ def run_file(**changes: Any) -> RunFile:
             "truncation": "Error",
             "digest": "sha256:d",
         },
-        "objective": "Supervised",
+        "objective": {"type": "Supervised"},
         "tuning": {
             "type": "LoRA",
             "lora": {

@@ -8,6 +8,9 @@ SIGNATURES = {
     "get_train_dataloader": "(self)",
     "create_scheduler": "(self, num_training_steps, optimizer)",
     "_load_optimizer_and_scheduler": "(self, checkpoint)",
+    "get_batch_samples": "(self, epoch_iterator, num_batches, device)",
+    "_get_num_items_in_batch": "(self, batch_samples, device)",
+    "log": "(self, logs, start_time)",
     "training_step": "(self, model, inputs, num_items_in_batch)",
     "compute_loss": "(self, model, inputs, return_outputs, num_items_in_batch)",
     "_clip_grad_norm": "(self, model)",
@@ -31,10 +34,10 @@ def _signatures() -> tuple[dict[str, str], dict[str, str]]:
 
     from transformers import Trainer
 
-    from finetune_trainer.worker.engine import EngineMixin
+    from finetune_trainer.worker.engine import Engine
 
     found = []
-    for owner in (Trainer, EngineMixin):
+    for owner in (Trainer, Engine):
         found.append({name: f"({', '.join(inspect.signature(vars(owner)[name]).parameters)})" for name in SIGNATURES})
     return found[0], found[1]
 

@@ -41,7 +41,7 @@ def claim_of(run: RunFile) -> Claim:
     """Who this job is to the store, and what makes two runs the same run."""
     method = {
         "task": run.model.task,
-        "objective": run.objective,
+        "objective": run.objective.to_json(),
         "tuning": run.tuning.to_json(),
         "hyperparameters": run.hyperparameters.model_dump(mode="json", exclude=set(_NOT_THE_METHOD)),
         "globalBatchSize": run.global_batch_size,

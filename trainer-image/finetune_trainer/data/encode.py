@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from finetune_api.job import LossOn, Truncation
 from finetune_trainer.data.chat import ChatError, ChatFormat, Span
 from finetune_trainer.data.formats import Example, Turn
+from finetune_trainer.data.kinds import EncodedExample, Item
 from finetune_trainer.data.records import BadRecord
 from finetune_trainer.data.tokenizer import TextTokenizer
 
@@ -25,14 +26,6 @@ IGNORED = -100
 """The label of a token outside the loss, as torch's cross entropy has it."""
 OPEN, CLOSE = "⟦", "⟧"
 _CONTINUED_TOKENS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedExample:
-    """Tokens of one example, both of shape [length]. labels: input_ids in the loss, -100 elsewhere; not shifted."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +45,23 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """An encoded example and what was cut off it. length: tokens before the cut. prompt: how many tokens stand before
-    the last completion."""
+    """An encoded record and what was cut off it.
 
-    example: EncodedExample
+    example: one of data.kinds. length: tokens before the cut; kept: after it. prompt: how many tokens of input_ids stand
+    before the last completion. answer: the completion that the data gives, or the name of the label.
+    """
+
+    example: Item
     length: int
-    dropped_turns: int
+    kept: int
     prompt: int
     answer: str
+    dropped_turns: int = 0
 
     @property
     def cut(self) -> bool:
         """Whether anything was cut off."""
-        return self.dropped_turns > 0 or self.length > len(self.example.input_ids)
+        return self.dropped_turns > 0 or self.length > self.kept
 
 
 class Encoder:
@@ -106,7 +103,7 @@ class Encoder:
         if not _learns(labels):
             return None
         encoded = EncodedExample(as_array(ids), as_array(labels))
-        return Encoding(encoded, length, dropped, prompt, rendered.answer)
+        return Encoding(encoded, length, len(ids), prompt, rendered.answer, dropped)
 
     def render(self, turns: Sequence[Turn]) -> Rendered:
         """The text of turns with its spans; raises ChatError."""

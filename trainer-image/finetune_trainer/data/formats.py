@@ -35,10 +35,20 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One thing to learn: a conversation, a filled template (prompt, completion), or plain text."""
+    """One thing to learn: a conversation, a filled template (prompt, completion), or plain text.
+
+    Preference: turns is the prompt, chosen and rejected are the two ways to go on (rejected empty with a judged
+    completion of KTO, whose label is "true" or "false"). Labels: turns is the text, label its class. Tags: words and
+    tags, one of each. `reference` of a prompt for PPO or GRPO is the completion in turns, if there is one.
+    """
 
     record: Record
     turns: tuple[Turn, ...]
+    chosen: tuple[Turn, ...] = ()
+    rejected: tuple[Turn, ...] = ()
+    label: str | None = None
+    words: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Columns, DataFormat
 from finetune_api.runfile import RunFile
-from finetune_trainer.data.encode import IGNORED, EncodedExample, Encoder, Encoding, as_array
+from finetune_trainer.data.encode import IGNORED, Encoder, Encoding, as_array
 from finetune_trainer.data.formats import Example, RecordShape, resolve_shape, to_example
 from finetune_trainer.data.readers import Row, read_folder
 from finetune_trainer.data.records import BadRecord, BadRows
@@ -74,13 +74,18 @@ class DataStats:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The data of a run. sample: the first record as text with the loss between ⟦ and ⟧, to be printed at start."""
+    """The data of a run. sample: the first record as text with the loss between ⟦ and ⟧, to be printed at start.
 
-    train: list[EncodedExample]
-    validation: list[EncodedExample]
+    labels: the names of classes or tags, in the order of their numbers. test: held out for the end only.
+    """
+
+    train: Sequence[Any]
+    validation: Sequence[Any]
     held_out_prompts: list[HeldOutPrompt]
     stats: DataStats
     sample: str
+    labels: tuple[str, ...] = ()
+    test: Sequence[Any] = ()
 
 
 class ExampleReader:
@@ -183,7 +188,7 @@ def _encode(encoder: Encoder, examples: list[Example], stats: DataStats, what: s
         else:
             encoded.append((example, encoding))
             stats.cut += encoding.cut
-            stats.cut_tokens += encoding.length - len(encoding.example.input_ids)
+            stats.cut_tokens += encoding.length - encoding.kept
     bad.check(len(examples) - bad.total)
     if not encoded or left_out > MAX_SHARE_WITHOUT_LOSS * len(examples):
         raise FinetuneError(

@@ -8,16 +8,15 @@ gets an empty batch, which adds nothing to loss or gradient but keeps collective
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune_api.runfile import RunFile
-from finetune_trainer.data import EncodedExample
-from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.ranks import Ranks
 
 
@@ -47,16 +46,16 @@ class Split:
         return self.pass_size * self.accumulation
 
 
-class Records(Dataset[EncodedExample]):
+class Records(Dataset[Any]):
     """The encoded records by their index."""
 
-    def __init__(self, examples: Sequence[EncodedExample]) -> None:
+    def __init__(self, examples: Sequence[Any]) -> None:
         self.examples = examples
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> EncodedExample:
+    def __getitem__(self, index: int) -> Any:
         return self.examples[index]
 
 
@@ -96,37 +95,26 @@ class StepBatches(Sampler[list[int]]):
         return torch.randperm(len(self.lengths), generator=generator).tolist()
 
 
-class EpochLoader(DataLoader[EncodedExample]):
+class EpochLoader(DataLoader[Any]):
     """A loader that draws nothing from the global random state and knows its epoch."""
 
-    def __init__(self, examples: Sequence[EncodedExample], split: Split, *, seed: int | None, pin: bool) -> None:
-        batches = StepBatches([len(e.input_ids) for e in examples], split, seed=seed)
+    def __init__(
+        self,
+        items: Sequence[Any],
+        split: Split,
+        *,
+        length: Callable[[Any], int],
+        collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        seed: int | None,
+        pin: bool,
+    ) -> None:
+        """length: tokens of an item. collate: items as a batch; it is given no items where a rank has none left."""
+        batches = StepBatches([length(item) for item in items], split, seed=seed)
         super().__init__(
-            Records(examples), batch_sampler=batches, collate_fn=collate, pin_memory=pin, generator=torch.Generator()
+            Records(items), batch_sampler=batches, collate_fn=collate, pin_memory=pin, generator=torch.Generator()
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         assert isinstance(self.batch_sampler, StepBatches)
         self.batch_sampler.set_epoch(epoch)
-
-
-def collate(examples: Sequence[EncodedExample]) -> dict[str, Tensor]:
-    """Right-padded input_ids, attention_mask and labels, each [batch, longest]; an empty list gives one masked row.
-
-    labels[:, 0] is IGNORED: nothing predicts the first token, and so each way to count tokens agrees.
-    """
-    longest = max((len(e.input_ids) for e in examples), default=2)
-    rows = max(len(examples), 1)
-    ids = torch.zeros((rows, longest), dtype=torch.long)
-    mask = torch.zeros((rows, longest), dtype=torch.long)
-    labels = torch.full((rows, longest), IGNORED, dtype=torch.long)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        ids[row, :length] = torch.from_numpy(example.input_ids.astype("int64"))
-        mask[row, :length] = 1
-        labels[row, :length] = torch.from_numpy(example.labels.astype("int64"))
-    labels[:, 0] = IGNORED
-    if not examples:
-        mask[:] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

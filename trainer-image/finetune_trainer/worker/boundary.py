@@ -11,7 +11,7 @@ from finetune_api.documents import Stage
 from finetune_api.failures import FinetuneError
 from finetune_trainer.worker.adapters import as_base
 from finetune_trainer.worker.answers import Answerer
-from finetune_trainer.worker.engine import EngineMixin
+from finetune_trainer.worker.engine import Engine
 
 # The FP16 scaler halves its scale at each skipped step, from 65,536 down: after this many it has given up.
 MAX_SKIPPED_STEPS = 20
@@ -29,7 +29,7 @@ class StepBoundary(TrainerCallback):
         self._first_step = 0
         self._tokens_before = 0
 
-    def attach(self, engine: EngineMixin) -> None:
+    def attach(self, engine: Engine) -> None:
         """Learn the engine; callbacks are made before it."""
         self.engine = engine
 

@@ -1,11 +1,12 @@
-"""The engine: a library trainer with our seams. No training loop of our own.
+"""The engine: the library's trainer with our seams. No training loop of our own.
 
-`EngineMixin` stands first in the method resolution order of every objective (`class Dpo(EngineMixin, DPOTrainer)`).
-Its seams, each checked by a contract test against the pinned library:
+What is minimised comes from an `Objective`; the engine makes it exact, supervised and resumable. Its seams, each
+checked by a contract test against the pinned library:
 
 get_train_dataloader, create_scheduler, _load_optimizer_and_scheduler    before the first step
+get_batch_samples, _get_num_items_in_batch                               each optimizer step
 training_step, compute_loss, _clip_grad_norm                             each micro batch or step
-_save_checkpoint                                                         at a step's boundary
+log, _save_checkpoint                                                    at a step's boundary
 evaluation_loop, get_eval_dataloader                                     evaluation
 _init_training_state, _issue_warnings_after_load                         resume
 """
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,45 +26,55 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune_api.failures import FinetuneError
-from finetune_trainer.data import EncodedExample
 from finetune_trainer.worker import checkpoints
 from finetune_trainer.worker.agreement import Agreement
 from finetune_trainer.worker.batches import EpochLoader, Split
-from finetune_trainer.worker.loss import causal_loss, counted_tokens, next_token_loss_sum
+from finetune_trainer.worker.objectives.base import Batch, Objective, Sums
 from finetune_trainer.worker.supervision import Supervision
 from finetune_trainer.worker.zero import assert_zero
 
-if TYPE_CHECKING:
-    _AnyTrainer = Trainer
-else:
-    _AnyTrainer = object  # the mixin stands before whichever trainer it is mixed with
 
+class Engine(Trainer):
+    """Supervision, exact losses, agreed stops, safe checkpoints and unit-weighted evaluation for any objective."""
 
-class EngineMixin(_AnyTrainer):
-    """Supervision, exact losses, agreed stops, safe checkpoints and token-weighted evaluation for any trainer."""
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
         *args: Any,
         supervision: Supervision,
+        objective: Objective,
         split: Split,
-        train: Sequence[EncodedExample],
-        validation: Sequence[EncodedExample],
+        train: Sequence[Any],
+        validation: Sequence[Any],
         **kwargs: Any,
     ) -> None:
         """args and kwargs go to the library's trainer; train and validation are this run's encoded records."""
         self.supervision = supervision
+        self.objective = objective
         self.split = split
         self.agreement = Agreement()
         self._records = train
         self._held_out = validation
         super().__init__(*args, train_dataset=train, eval_dataset=validation or None, **kwargs)
+        objective.attach(self)
 
     # ---- before the first step
 
     def get_train_dataloader(self) -> EpochLoader:
         """Micro batches in an order that depends on the seed only; not prepared by accelerate, which repeats records."""
-        return EpochLoader(self._records, self.split, seed=self.args.seed, pin=self.args.dataloader_pin_memory)
+        return self.loader(self._records, self.split, seed=self.args.seed)
+
+    def loader(self, items: Sequence[Any], split: Split, *, seed: int | None) -> EpochLoader:
+        """Batches of the objective; seed None keeps the items' own order."""
+        return EpochLoader(
+            items,
+            split,
+            length=self.objective.length,
+            collate=self.objective.collate,
+            seed=seed,
+            pin=self.args.dataloader_pin_memory,
+        )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The library's scheduler; proves on the way that ZeRO is in force where it was planned."""
@@ -79,12 +90,33 @@ class EngineMixin(_AnyTrainer):
         if checkpoint is not None:
             checkpoints.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
 
+    # ---- each optimizer step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], Tensor]:
+        """The step's micro batches, after the objective's roll-out, and their units over all ranks."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        if batches:
+            batches = self.objective.roll_out(self, batches)
+        self._passes = len(batches)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
+        """Units of the whole step over all micro batches and ranks: fp64 scalar, at least 1."""
+        units = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in batch_samples:
+            units += self.objective.units(batch).to(device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(units)
+        return units.clamp(min=1)
+
     # ---- each micro batch
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass, with a sign of life."""
         self.supervision.heartbeat.beat()
-        self.agreement.tokens += int(inputs["attention_mask"].sum()) if "attention_mask" in inputs else 0
+        self.agreement.tokens += self.objective.tokens(inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -94,12 +126,15 @@ class EngineMixin(_AnyTrainer):
 
         The optimizer steps after that pass (under DeepSpeed inside it), so a non-finite loss never reaches a weight.
         """
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            self.agreement.note_loss(loss)
-            if self.accelerator.sync_gradients:
-                self._agree()
-        return (loss, outputs) if return_outputs else loss
+        found = self.objective.loss_sum(model, inputs)
+        # Ranks' gradients are averaged, so that a sum over ranks has to be multiplied by their number.
+        loss = found.total * (self.args.world_size / num_items_in_batch).to(found.total.dtype)
+        if found.auxiliary is not None:
+            loss = loss + found.auxiliary / self._passes
+        self.agreement.note_loss(loss)
+        if self.accelerator.sync_gradients:
+            self._agree()
+        return (loss, None) if return_outputs else loss
 
     def agree_on_stop(self) -> None:
         """Between steps: all ranks learn whether any was asked to stop."""
@@ -133,6 +168,13 @@ class EngineMixin(_AnyTrainer):
 
     # ---- at a step's boundary
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The library's log, with the objective's own figures of the step over all ranks."""
+        if "loss" in logs and self.objective.noted:
+            logs.update(reduce_sums(self.objective.noted, self.args.device))
+            self.objective.noted.clear()
+        super().log(logs, start_time)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """A checkpoint in the library's layout, complete on disk before its marker; never one that is not finite."""
         checkpoints.require_finite(self.model)
@@ -145,7 +187,7 @@ class EngineMixin(_AnyTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         """The held-out records, each exactly once over all ranks."""
         split = replace(self.split, accumulation=max(1, len(self._held_out)))
-        return EpochLoader(self._held_out, split, seed=None, pin=self.args.dataloader_pin_memory)
+        return self.loader(self._held_out, split, seed=None)
 
     def evaluation_loop(
         self,
@@ -155,32 +197,33 @@ class EngineMixin(_AnyTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Token-weighted loss over the whole set: two sums per rank, added over ranks; logits never leave a batch."""
-        model = self.model_wrapped
-        model.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-        for inputs in dataloader:
-            self.supervision.heartbeat.beat()
-            total += self._loss_and_count(model, self._prepare_inputs(inputs))
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-        model.train()
-        loss, tokens = (float(value) for value in total)
-        if not math.isfinite(loss):
+        """The objective's metrics over the whole set: sums of each batch, added over ranks; no logits leave a batch."""
+        sums = self.measure(dataloader)
+        means = reduce_sums(sums, self.args.device)
+        if not math.isfinite(means["loss"]):
             raise FinetuneError(
                 f"The held-out loss at step {self.state.global_step} is not finite. Look for broken records or weights, "
                 "or lower hyperparameters.learningRate.",
                 failure_class="NonFiniteLoss",
             )
-        metrics = {f"{metric_key_prefix}_loss": loss / max(tokens, 1), f"{metric_key_prefix}_tokens": int(tokens)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.objective.metrics(means).items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self._held_out))
 
     @torch.no_grad()
-    def _loss_and_count(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        labels = inputs.pop("labels")
-        with self.compute_loss_context_manager():
-            logits = model(**inputs)["logits"]
-        return torch.stack([next_token_loss_sum(logits, labels), counted_tokens(labels)]).double()
+    def measure(self, dataloader: Any) -> Sums:
+        """This rank's sums over the batches of dataloader, in evaluation mode."""
+        model = self.model_wrapped
+        was_training = model.training
+        model.eval()
+        sums: Sums = {}
+        for inputs in dataloader:
+            self.supervision.heartbeat.beat()
+            with self.compute_loss_context_manager():
+                found = self.objective.measure(model, self._prepare_inputs(inputs))
+            for name, pair in found.items():
+                sums[name] = sums[name] + pair if name in sums else pair
+        model.train(was_training)
+        return sums
 
     # ---- resume
 
@@ -203,9 +246,10 @@ class EngineMixin(_AnyTrainer):
         checkpoints.require_complete(self.model, load_result)
 
 
-class Supervised(EngineMixin, Trainer):
-    """Supervised fine-tuning of a causal model by transformers.Trainer with our loss."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        """See EngineMixin."""
-        super().__init__(compute_loss_func=causal_loss, **kwargs)
+def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
+    """The mean of each sum over all ranks; every rank calls it with the same names."""
+    names = sorted(sums)
+    stacked = torch.stack([sums[name].double().to(device) for name in names])
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(stacked)
+    return {name: total / max(count, 1) for name, (total, count) in zip(names, stacked.tolist(), strict=True)}

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import Attention, ComputeType, Precision, QuantizationType, TuningType
-from finetune_api.runfile import RunFile, RunQuantization
+from finetune_api.job import Attention, Precision, TuningType
+from finetune_api.runfile import RunFile
+from finetune_trainer.worker.quantization import keep_bits, quantization_config
 
 ATTENTION = {Attention.EAGER: "eager", Attention.SDPA: "sdpa", Attention.FLASH: "flash_attention_2"}
 PRECISIONS = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-_COMPUTE = {ComputeType.FP32: torch.float32, ComputeType.BF16: torch.bfloat16, ComputeType.FP16: torch.float16}
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands on the base. auto: the library's class that builds it.
+
+    new: name endings of weights that the files need not have, because training makes them; every other missing weight
+    is an error. labels: how many outputs; None: one for each label of the data, where the task has labels.
+    """
+
+    auto: Any
+    new: tuple[str, ...] = ()
+    labels: int | None = None
+
+
+CAUSAL_HEAD = Head(AutoModelForCausalLM)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -49,10 +65,19 @@ def weight_type(run: RunFile) -> torch.dtype:
     return PRECISIONS[hp.precision]
 
 
-def load_base(folder: Path, run: RunFile, *, dtype: torch.dtype | None = None, device: Any = None) -> PreTrainedModel:
+def load_base(
+    folder: Path,
+    run: RunFile,
+    *,
+    head: Head = CAUSAL_HEAD,
+    labels: Sequence[str] = (),
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+) -> PreTrainedModel:
     """The base model with every weight from the files; a missing, extra or misshapen weight is an error.
 
-    dtype: weight_type(run) when None. device: where the weights go at once (needed for quantised weights on a GPU).
+    labels: names of the classes, kept in the model's config. dtype: weight_type(run) when None. device: where the
+    weights go at once (needed for quantised weights on a GPU).
     Raises FinetuneError: UnsafeFile, ModelUnsupported, InvalidSpec.
     """
     _require_safetensors(folder)
@@ -62,7 +87,7 @@ def load_base(folder: Path, run: RunFile, *, dtype: torch.dtype | None = None, d
         options["device_map"] = {"": device}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = head.auto.from_pretrained(
             folder,
             config=config,
             dtype=dtype or weight_type(run),
@@ -83,38 +108,10 @@ def load_base(folder: Path, run: RunFile, *, dtype: torch.dtype | None = None, d
                 field="spec.model.attention",
             ) from error
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
-    _require_complete(info)
+    _require_complete(info, head.new)
     if quantization:
-        _keep_bits(model)
+        keep_bits(model)
     return model
-
-
-def quantization_config(quantization: RunQuantization) -> BitsAndBytesConfig:
-    """bitsandbytes' settings; raises InvalidSpec for what this release does not train on."""
-    if quantization.bits != 4 or quantization.type not in (QuantizationType.NF4, QuantizationType.FP4):
-        raise FinetuneError(
-            f"QLoRA with {quantization.bits} bits of type {quantization.type} is not supported; use 4 bits, NF4 or FP4.",
-            failure_class="InvalidSpec",
-            field="spec.tuning.quantization",
-        )
-    compute = _COMPUTE[quantization.compute_type]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization.type.value.lower(),
-        bnb_4bit_use_double_quant=quantization.double_quant,
-        bnb_4bit_compute_dtype=compute,
-    )
-
-
-def _keep_bits(model: nn.Module) -> None:
-    """The frozen base stays as it was loaded.
-
-    On CPUs with AVX512-BF16 bitsandbytes repacks the weights at the first pass in evaluation mode and rounds their
-    scales on the way; training and resume would then depend on whether an evaluation came first.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -131,13 +128,15 @@ def _require_safetensors(folder: Path) -> None:
     raise _unsupported("The base model has no *.safetensors file.")
 
 
-def _require_complete(info: dict[str, Any]) -> None:
+def _require_complete(info: dict[str, Any], new: tuple[str, ...]) -> None:
     for kind, what in (
         ("missing_keys", "lack"),
         ("unexpected_keys", "have, but the architecture does not know,"),
         ("mismatched_keys", "have in another shape"),
     ):
         names = sorted(str(name) for name in info.get(kind) or ())
+        if kind == "missing_keys":
+            names = [name for name in names if not name.endswith(new)]
         if names:
             raise _unsupported(f"The base model's files {what} {len(names)} weights: {', '.join(names[:5])}.")
 

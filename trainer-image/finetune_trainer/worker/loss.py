@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,13 +20,3 @@ def next_token_loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
 def counted_tokens(labels: Tensor) -> Tensor:
     """How many tokens of labels the loss counts (position 0 is never predicted)."""
     return (labels[:, 1:] != IGNORED).sum()
-
-
-def causal_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Token losses summed and divided by num_items_in_batch: the counted tokens of the whole optimizer step.
-
-    transformers.Trainer counts them over all micro batches and ranks of the step.
-    """
-    items = counted_tokens(labels) if num_items_in_batch is None else num_items_in_batch
-    divisor = torch.as_tensor(items, device=labels.device).clamp(min=1)
-    return next_token_loss_sum(outputs["logits"], labels) / divisor

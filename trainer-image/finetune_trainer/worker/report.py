@@ -91,7 +91,7 @@ def build_report(run: RunFile, data: Encoded, outcome: Outcome) -> dict[str, Any
         "merged": run.output.merge_adapter and outcome.artifact == "adapter",
         "lineage": _lineage(run),
         "settings": run.settings,
-        "objective": run.objective.value,
+        "objective": run.objective.to_json(),
         "tuning": run.tuning.to_json(),
         "hyperparameters": run.hyperparameters.to_json(),
         "data": data.stats.to_json(),

@@ -14,7 +14,7 @@ def render_report(report: dict[str, Any]) -> str:
     revision = f" at revision `{lineage['baseModelRevision']}`" if lineage["baseModelRevision"] else ""
     parts = [
         f"# {job['namespace']}/{job['name']}",
-        f"{report['tuning']['type']} of `{lineage['baseModel']}`{revision}, {report['objective']}, "
+        f"{report['tuning']['type']} of `{lineage['baseModel']}`{revision}, {report['objective']['type']}, "
         f"{report['training']['steps']} steps. The result is in `{report['artifact']}/`"
         + (", merged into the base in `merged/`." if report["merged"] else "."),
         "## Before and after",

@@ -11,7 +11,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.documents import Stage
 from finetune_api.failures import FinetuneError
-from finetune_api.job import ObjectiveType, Task
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.data import Encoded, load_dataset
@@ -22,11 +21,12 @@ from finetune_trainer.worker.arguments import check_accelerator, training_argume
 from finetune_trainer.worker.batches import Split
 from finetune_trainer.worker.boundary import StepBoundary
 from finetune_trainer.worker.carry import Carry
-from finetune_trainer.worker.engine import EngineMixin, Supervised
+from finetune_trainer.worker.engine import Engine
 from finetune_trainer.worker.faults import Stopped
 from finetune_trainer.worker.heartbeat import Heartbeat
-from finetune_trainer.worker.loading import load_base, load_tokenizer
+from finetune_trainer.worker.loading import load_tokenizer
 from finetune_trainer.worker.log import Log
+from finetune_trainer.worker.objectives import make_objective, objective_class
 from finetune_trainer.worker.progress import Progress
 from finetune_trainer.worker.publish import publish
 from finetune_trainer.worker.ranks import Ranks
@@ -65,12 +65,7 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
 
 def check_run(run: RunFile, ranks: Ranks) -> None:
     """Refuse what this release cannot do, before anything is loaded."""
-    if run.objective is not ObjectiveType.SUPERVISED or run.model.task is not Task.CAUSAL_LM:
-        raise FinetuneError(
-            f"{run.objective} of a {run.model.task} model is not in this release; use Supervised and CausalLM.",
-            failure_class="InvalidSpec",
-            field="spec.objective.type",
-        )
+    objective_class(run)
     if ranks.world_size != run.world_size:
         raise FinetuneError(f"The run file plans {run.world_size} processes, but {ranks.world_size} were started.")
     check_zero(run)
@@ -108,9 +103,7 @@ def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
         log.info("sample", text=data.sample)
 
 
-def build_engine(
-    run: RunFile, supervision: Supervision, data: Encoded, tokenizer: PreTrainedTokenizerFast
-) -> EngineMixin:
+def build_engine(run: RunFile, supervision: Supervision, data: Encoded, tokenizer: PreTrainedTokenizerFast) -> Engine:
     """The engine with model, data and callbacks in place, ready to train."""
     scratch = supervision.work.checkpoints / ".partial"
     if supervision.ranks.is_node_main:
@@ -121,14 +114,16 @@ def build_engine(
     # A seed of its own, so that the adapter starts the same however much randomness came before.
     torch.manual_seed(run.hyperparameters.seed)
     device = None if arguments.device.type == "cpu" else arguments.device
-    model = prepare_tuning(load_base(supervision.work.inputs / "model", run, device=device), run)
+    objective = make_objective(run, data, tokenizer)
+    model = prepare_tuning(objective.load_model(supervision.work.inputs / "model", device), run)
     boundary = StepBoundary(
         Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)
     )
-    engine = Supervised(
+    engine = Engine(
         model=model,
         args=arguments,
         supervision=supervision,
+        objective=objective,
         split=Split.of(run, supervision.ranks),
         train=data.train,
         validation=data.validation,
@@ -140,7 +135,7 @@ def build_engine(
     return engine
 
 
-def leave_if_asked(engine: EngineMixin) -> None:
+def leave_if_asked(engine: Engine) -> None:
     """Raises Stopped on all ranks if any was asked to stop; the last step made has its checkpoint by now."""
     engine.agree_on_stop()
     if engine.agreement.stop:
