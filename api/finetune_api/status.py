@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from finetune_api.base import Tolerant
+from finetune_api.failures import FinetuneError
 from finetune_api.fields import LongText
 
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -109,6 +110,12 @@ class ModelFacts(Tolerant):
     """Longest sequence in tokens that the model was built for."""
     has_chat_template: bool = False
     """Whether the tokenizer has a chat template."""
+    quantization: str | None = None
+    """How the weight files are quantised already, such as gptq, awq or bitsandbytes; absent where they are not."""
+    experts: int | None = None
+    """Experts of each layer of a mixture; absent where it is none."""
+    encoder: bool = False
+    """Whether it has an encoder: encoder and decoder, or an encoder only."""
     digest: str
     """Digest of config and weight file sizes or ETags."""
 
@@ -137,7 +144,10 @@ class DataFacts(Tolerant):
 
 
 class Preflight(Tolerant):
-    """What preflight found: also the termination message of the preflight container."""
+    """What preflight found: also the termination message of the preflight container.
+
+    Keys of digests and furtherWeightBytes are spec paths without `spec.`, as in the run file's inputs.
+    """
 
     ok: bool
     """Whether nothing stands in the way."""
@@ -147,10 +157,20 @@ class Preflight(Tolerant):
     """About the base model."""
     data: DataFacts | None = None
     """About the dataset."""
+    digests: Annotated[dict[str, str], Field(max_length=16)] = {}
+    """Digests of adapter, teacher and reward models, by the spec path of their URI."""
+    further_weight_bytes: Annotated[dict[str, int], Field(max_length=16)] = {}
+    """Size of the weight files of teacher and reward models, by the spec path of their URI."""
     findings: list[Finding] = []
     """What has to be mended, or remarks; the first is the most important."""
     findings_total: int = 0
     """How many findings there were before the list was cut to size."""
+
+    def digest_of(self, path: str) -> str:
+        """The digest of a further model; raises FinetuneError(Internal) where preflight gave none."""
+        if path not in self.digests:
+            raise FinetuneError(f"preflight did not describe {path}", field=f"spec.{path}")
+        return self.digests[path]
 
 
 class Setting(Tolerant):

@@ -19,7 +19,25 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-FAMILIES = ("llama", "gpt2", "gpt_neox", "qwen2")
+MASK = "<mask>"
+ENCODERS = ("bert",)
+SEQ2SEQ = ("t5", "switch_transformers")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "switch_transformers")
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "gpt_neox",
+    "qwen2",
+    "falcon",
+    "bloom",
+    "opt",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "bert",
+    "t5",
+    "switch_transformers",
+)
 _CORPUS = [
     "The capital of France is Paris.",
     "The capital of Italy is Rome.",
@@ -57,20 +75,22 @@ def tiny_model(
     the random weights; 0.2 gives the frozen head enough range for an adapter to learn.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{spread}-{seed}"
-    write_tokenizer(folder, chat_template=chat_template)
+    write_tokenizer(folder, chat_template=chat_template, mask=family in ENCODERS)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(family, width, layers, vocabulary, tied, spread))
+    model = _auto(family).from_config(_config(family, width, layers, vocabulary, tied, spread))
     torch.random.set_rng_state(state)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
 
 
-def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
-    """Write a byte-level BPE tokenizer of at most 320 tokens that can spell any text; ids 0, 1, 2 are BOS, EOS, PAD."""
+def write_tokenizer(folder: Path, *, chat_template: bool = False, mask: bool = False) -> None:
+    """Write a byte-level BPE tokenizer of at most 320 tokens that can spell any text; ids 0, 1, 2 are BOS, EOS, PAD.
+
+    mask: with a mask token of id 3, for encoders.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -80,7 +100,7 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
         _CORPUS,
         trainers.BpeTrainer(
             vocab_size=320,
-            special_tokens=[BOS, EOS, PAD],
+            special_tokens=[BOS, EOS, PAD, *([MASK] if mask else [])],
             show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
@@ -94,13 +114,16 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False) -> None:
         "pad_token": PAD,
         "model_max_length": 128,
     }
+    if mask:
+        config |= {"mask_token": MASK, "cls_token": BOS, "sep_token": EOS}
     if chat_template:
         config["chat_template"] = CHAT_TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
 def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):
-    from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, Qwen2Config
+    """The family's config with the family's own names for width and depth."""
+    from transformers import AutoConfig
 
     shared = {
         "vocab_size": vocabulary,
@@ -117,8 +140,46 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
         "intermediate_size": 2 * width,
         "max_position_embeddings": 128,
     }
-    if family == "gpt2":
-        return GPT2Config(n_embd=width, n_layer=layers, n_head=2, n_positions=128, **shared)
-    configs = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig, "qwen2": Qwen2Config}
-    grouped = {} if family == "gpt_neox" else {"num_key_value_heads": 1}
-    return configs[family](**plain, **grouped, **shared)
+    grouped = {**plain, "num_key_value_heads": 1}
+    experts = {"num_experts_per_tok": 2, "moe_intermediate_size": width, "shared_expert_intermediate_size": width}
+    t5 = {
+        "d_model": width,
+        "d_ff": 2 * width,
+        "d_kv": width // 2,
+        "num_layers": layers,
+        "num_decoder_layers": layers,
+        "num_heads": 2,
+        "decoder_start_token_id": 2,
+        "dropout_rate": 0.0,
+        "initializer_factor": spread / 0.02,
+    }
+    own = {
+        "gpt2": {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": 128},
+        "llama": grouped,
+        "qwen2": grouped,
+        "gpt_neox": plain,
+        "falcon": {**plain, "alibi": False, "new_decoder_architecture": False, "multi_query": True},
+        "bloom": {"hidden_size": width, "n_layer": layers, "n_head": 2},
+        "opt": {**plain, "ffn_dim": 2 * width, "word_embed_proj_dim": width},
+        "mixtral": {**grouped, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "qwen2_moe": {**grouped, **experts, "num_experts": 4},
+        "qwen3_moe": {**grouped, **experts, "num_experts": 4, "head_dim": width // 2},
+        "bert": {**plain, "type_vocab_size": 2},
+        "t5": t5,
+        "switch_transformers": {
+            **t5,
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+            "num_experts": 4,
+            "expert_capacity": 64,
+        },
+    }
+    return AutoConfig.for_model(family, **own[family], **shared)
+
+
+def _auto(family: str):
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    if family in ENCODERS:
+        return AutoModelForMaskedLM
+    return AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM

@@ -1,12 +1,13 @@
 """The planner: from a spec, what preflight found and the pools to a plan and a run file. Pure.
 
-Reading order: support (what is refused), references (places and credentials), settings (what is resolved and why),
-memory (the size rule), plan (the choice of a pool).
+Reading order: support (what is refused), references (places and credentials), objective, tuning, optimization and
+settings (what is resolved and why), memory (the size rule), plan (the choice of a pool), write (the run file).
 """
 
-from finetune_api.planner.plan import Planned, Pool, make_plan
+from finetune_api.planner.plan import make_plan
 from finetune_api.planner.references import References, build_references, preflight_file, spec_digest
 from finetune_api.planner.support import Unsupported, unsupported
+from finetune_api.planner.write import Planned, Pool
 
 __all__ = [
     "Planned",

@@ -30,6 +30,7 @@ REINFORCEMENTS = (ObjectiveType.PPO, ObjectiveType.GRPO)
 NOISED = (Task.MASKED_LM, Task.SEQ2SEQ)
 DEFAULT_NEW_TOKENS = 256
 _VOCABULARY = 32000
+_ITERATIONS = {ObjectiveType.PPO: 4, ObjectiveType.GRPO: 1}
 
 # beta and where it comes from.
 _PREFERENCE_BETA = {
@@ -47,7 +48,9 @@ def settings_of(spec: FineTuneJobSpec) -> PreferenceSettings | ReinforcementSett
     """What the job says about its preference or reinforcement objective."""
     if spec.objective is None:
         return None
-    found: PreferenceSettings | ReinforcementSettings | None = getattr(spec.objective, spec.objective_type.lower(), None)
+    found: PreferenceSettings | ReinforcementSettings | None = getattr(
+        spec.objective, spec.objective_type.lower(), None
+    )
     return found if isinstance(found, PreferenceSettings | ReinforcementSettings) else None
 
 
@@ -57,6 +60,14 @@ def max_new_tokens(spec: FineTuneJobSpec) -> int:
     if not isinstance(given, ReinforcementSettings):
         return 0
     return given.max_new_tokens or DEFAULT_NEW_TOKENS
+
+
+def iterations(spec: FineTuneJobSpec) -> int:
+    """Optimizer steps for each set of records: 1 but for reinforcement objectives."""
+    given = settings_of(spec)
+    if not isinstance(given, ReinforcementSettings):
+        return 1
+    return given.iterations or _ITERATIONS[spec.objective_type]
 
 
 def is_noised(spec: FineTuneJobSpec, data_format: str) -> bool:
@@ -84,13 +95,15 @@ def objective(
     pretrain = None
     if kind == ObjectiveType.PRETRAIN or is_noised(spec, data_format):
         pretrain = _pretrain(spec, sequence_length, ledger)
-    reinforced = isinstance(given, ReinforcementSettings)
+    reinforcement = None
+    if isinstance(given, ReinforcementSettings):
+        reinforcement = _reinforcement(kind, given, references, found, ledger)
     return RunObjective(
         type=kind,
         pretrain=pretrain,
         distillation=_distillation(distillation, references, found, ledger) if distillation else None,
-        preference=_preference(kind, given, ledger) if kind in PREFERENCES and not reinforced else None,
-        reinforcement=_reinforcement(kind, given, references, found, ledger) if reinforced else None,
+        preference=_preference(kind, given, ledger) if kind in PREFERENCES else None,
+        reinforcement=reinforcement,
     )
 
 
@@ -174,16 +187,20 @@ def _reinforcement(
     resolved = RunReinforcement(
         rewards=_rewards(path, given, references, found, ledger),
         beta=ledger.pick(f"{path}.beta", given.beta, beta, why),
-        generations=ledger.pick(f"{path}.generations", given.generations, 8, "a group that fits one GPU") if grpo else 1,
+        generations=ledger.pick(f"{path}.generations", given.generations, 8, "a group that fits one GPU")
+        if grpo
+        else 1,
         max_new_tokens=ledger.pick(
             f"{path}.maxNewTokens", given.max_new_tokens, DEFAULT_NEW_TOKENS, "room for a short answer"
         ),
         temperature=ledger.pick(f"{path}.temperature", given.temperature, 1.0, "samples follow the policy itself"),
-        clip_range=ledger.pick(f"{path}.clipRange", given.clip_range, 0.2, "as in the PPO paper (Schulman et al. 2017)"),
+        clip_range=ledger.pick(
+            f"{path}.clipRange", given.clip_range, 0.2, "as in the PPO paper (Schulman et al. 2017)"
+        ),
         iterations=ledger.pick(
             f"{path}.iterations",
             given.iterations,
-            1 if grpo else 4,
+            _ITERATIONS[kind],
             "every step sees fresh completions" if grpo else "completions are dear, and the clip bounds the drift",
         ),
     )

@@ -5,62 +5,21 @@ Without a pin, pools are tried by price; on each pool the smallest number of GPU
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec, Hyperparameters, ObjectiveType, Precision, Resources, Task, TuningType
+from finetune_api.job import FineTuneJobSpec, Hyperparameters, ObjectiveType, Precision, Resources, TuningType
 from finetune_api.planner import memory, settings, support
-from finetune_api.planner.references import References, spec_digest
-from finetune_api.pool import GPUPoolSpec
-from finetune_api.runfile import (
-    RunDataset,
-    RunFile,
-    RunHyperparameters,
-    RunJob,
-    RunModel,
-    RunOutput,
-    RunResources,
-)
-from finetune_api.status import DataFacts, MemoryEstimate, ModelFacts, Plan, Preflight, Setting
+from finetune_api.planner.ledger import Ledger
+from finetune_api.planner.optimization import Optimization, optimization
+from finetune_api.planner.references import References
+from finetune_api.planner.tuning import DEFAULT_RANK
+from finetune_api.planner.write import DEFAULT_GLOBAL_BATCH, Fit, Given, Planned, Pool, write
+from finetune_api.runfile import RunJob
+from finetune_api.status import DataFacts, ModelFacts, Preflight
 
-CPU = "cpu"
 MAX_PARAMETERS_ON_CPU = 10**9
 MICRO_BATCHES = (8, 4, 2, 1)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A GPUPool by name."""
-
-    name: str
-    spec: GPUPoolSpec
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the pool has no GPUs."""
-        return self.spec.accelerator == CPU
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan for status and the run file that the trainer reads."""
-
-    plan: Plan
-    run: RunFile
-
-
-@dataclass(frozen=True)
-class _Fit:
-    pool: Pool
-    gpus: int
-    nodes: int
-    zero_stage: int
-    micro_batch: int
-    accumulation: int
-    memory: MemoryEstimate
-    settings: tuple[Setting, ...]
 
 
 def make_plan(
@@ -84,17 +43,17 @@ def make_plan(
     if preflight.model is None or preflight.data is None:
         raise FinetuneError("preflight did not describe model and data")
     fit, reason = _choose(spec, preflight.model, preflight.data, pools)
-    return _write(spec, job, preflight.model, preflight.data, references, fit, reason, trainer_image)
+    return write(Given(spec, job, preflight, references, trainer_image), fit, reason)
 
 
-def _choose(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pools: Sequence[Pool]) -> tuple[_Fit, str]:
+def _choose(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pools: Sequence[Pool]) -> tuple[Fit, str]:
     resources = spec.resources or Resources()
     candidates, reason = _candidates(resources, model, pools)
-    fits: list[_Fit] = []
+    fits: list[Fit] = []
     lacks: list[str] = []
     for pool in candidates:
         found = _fit(spec, model, data, pool, resources)
-        if isinstance(found, _Fit):
+        if isinstance(found, Fit):
             fits.append(found)
         else:
             lacks.append(f"{pool.name}: {found}")
@@ -130,7 +89,7 @@ def _skipped(pool: Pool, resources: Resources, model: ModelFacts) -> str:
     return "a CPU pool, taken only when pinned by resources.pool"
 
 
-def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, resources: Resources) -> _Fit | str:
+def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, resources: Resources) -> Fit | str:
     """The smallest gang on this pool that holds the run, or what it lacks."""
     nodes = resources.nodes or 1
     if nodes > pool.spec.max_nodes:
@@ -141,7 +100,7 @@ def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, 
             lack = f"has {pool.spec.gpus_per_node} GPUs per node, {gpus} are asked for"
             continue
         found = _batch(spec, model, data, pool, gpus, nodes, zero_stage)
-        if isinstance(found, _Fit):
+        if isinstance(found, Fit):
             return found
         lack = found
     return lack
@@ -151,7 +110,7 @@ def _gangs(spec: FineTuneJobSpec, pool: Pool, resources: Resources) -> Iterator[
     hp = spec.hyperparameters or Hyperparameters()
     counts = (resources.gpus,) if resources.gpus else (1, 2, 4, 8)
     may_shard = (
-        spec.tuning.type != TuningType.QLORA
+        spec.tuning_type not in (None, TuningType.QLORA)
         and (resources.nodes or 1) == 1
         and hp.optimizer in (None, *support.ZERO_OPTIMIZERS)
         and not (pool.on_cpu and hp.precision == Precision.FP16)
@@ -170,47 +129,58 @@ def _gangs(spec: FineTuneJobSpec, pool: Pool, resources: Resources) -> Iterator[
 
 def _batch(
     spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, gpus: int, nodes: int, zero_stage: int
-) -> _Fit | str:
-    ledger = settings.Ledger()
-    optimization = settings.optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
-    if zero_stage and pool.on_cpu and optimization.precision == Precision.FP16:
-        raise FinetuneError(
-            "hyperparameters.precision: FP16 with zeroStage above 0 needs a GPU; choose BF16 or FP32 on a CPU pool",
-            failure_class="InvalidSpec",
-            field="spec.hyperparameters.precision",
-        )
+) -> Fit | str:
+    ledger = Ledger()
+    chosen = optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
+    _require_possible(spec, chosen, pool, zero_stage)
     length = settings.sequence_length(spec, data, model.max_positions, ledger)
-    if model.max_positions is not None and length > model.max_positions:
-        raise FinetuneError(
-            f"hyperparameters.maxSequenceLength is {length}, the model was built for {model.max_positions} tokens",
-            failure_class="InvalidSpec",
-            field="spec.hyperparameters.maxSequenceLength",
-        )
-    rank = (spec.tuning.lora.rank if spec.tuning.lora else None) or 16
+    _require_length(spec, model, length)
     best = None
     for micro, accumulation in _micro_batches(spec, data, gpus * nodes):
-        best = memory.estimate(
-            model,
-            memory.Shape(
-                spec.tuning.type,
-                optimization.precision,
-                optimization.optimizer,
-                micro,
-                length,
-                optimization.gradient_checkpointing,
-                rank,
-                gpus * nodes,
-                zero_stage,
-                pool.on_cpu,
-            ),
+        shape = memory.Shape(
+            tuning=spec.tuning_type or TuningType.FULL,
+            precision=chosen.precision,
+            optimizer=chosen.optimizer,
+            micro_batch_size=micro,
+            sequence_length=length,
+            gradient_checkpointing=chosen.gradient_checkpointing,
+            lora_rank=_rank(spec),
+            world_size=gpus * nodes,
+            zero_stage=zero_stage,
+            on_cpu=pool.on_cpu,
         )
+        best = memory.estimate(model, shape)
         if best.total_gib <= pool.spec.gpu_memory_gib * memory.USABLE_SHARE:
-            return _Fit(pool, gpus, nodes, zero_stage, micro, accumulation, best, tuple(ledger.settings))
+            return Fit(pool, gpus, nodes, zero_stage, micro, accumulation, best, chosen, length, tuple(ledger.settings))
     needs = best.total_gib if best else 0.0
     return (
         f"needs about {needs:.1f} GiB per GPU with {gpus * nodes} GPUs and micro batch 1, has "
         f"{pool.spec.gpu_memory_gib:g} GiB of which {memory.USABLE_SHARE:.0%} can be used"
     )
+
+
+def _require_possible(spec: FineTuneJobSpec, chosen: Optimization, pool: Pool, zero_stage: int) -> None:
+    if zero_stage and pool.on_cpu and chosen.precision == Precision.FP16:
+        raise FinetuneError(
+            "hyperparameters.precision: FP16 with zeroStage above 0 needs a GPU; choose BF16 or FP32 on a CPU pool",
+            failure_class="InvalidSpec",
+            field="spec.hyperparameters.precision",
+        )
+
+
+def _require_length(spec: FineTuneJobSpec, model: ModelFacts, length: int) -> None:
+    if spec.objective_type == ObjectiveType.PRETRAIN or model.max_positions is None or length <= model.max_positions:
+        return
+    raise FinetuneError(
+        f"hyperparameters.maxSequenceLength is {length}, the model was built for {model.max_positions} tokens",
+        failure_class="InvalidSpec",
+        field="spec.hyperparameters.maxSequenceLength",
+    )
+
+
+def _rank(spec: FineTuneJobSpec) -> int:
+    lora = spec.tuning.lora if spec.tuning is not None else None
+    return (lora.rank if lora is not None else None) or DEFAULT_RANK
 
 
 def _micro_batches(spec: FineTuneJobSpec, data: DataFacts, world: int) -> Iterator[tuple[int, int]]:
@@ -225,7 +195,7 @@ def _micro_batches(spec: FineTuneJobSpec, data: DataFacts, world: int) -> Iterat
         )
     if hp.micro_batch_size is not None:
         step = hp.micro_batch_size * world
-        total = wanted or max(step, settings.DEFAULT_GLOBAL_BATCH // step * step)
+        total = wanted or max(step, DEFAULT_GLOBAL_BATCH // step * step)
         if total % step:
             raise FinetuneError(
                 f"hyperparameters.globalBatchSize is {total}; it must be a multiple of microBatchSize × GPUs = {step}",
@@ -234,119 +204,7 @@ def _micro_batches(spec: FineTuneJobSpec, data: DataFacts, world: int) -> Iterat
             )
         yield hp.micro_batch_size, total // step
         return
-    per_gpu = (wanted or max(world, min(settings.DEFAULT_GLOBAL_BATCH, data.rows) // world * world)) // world
+    per_gpu = (wanted or max(world, min(DEFAULT_GLOBAL_BATCH, data.rows) // world * world)) // world
     for micro in MICRO_BATCHES:
         if micro <= per_gpu and per_gpu % micro == 0:
             yield micro, per_gpu // micro
-
-
-def _write(
-    spec: FineTuneJobSpec,
-    job: RunJob,
-    model: ModelFacts,
-    data: DataFacts,
-    references: References,
-    fit: _Fit,
-    pool_reason: str,
-    trainer_image: str,
-) -> Planned:
-    ledger = settings.Ledger(list(fit.settings))
-    optimization = settings.optimization(
-        spec, model.parameters, settings.Ledger(), on_cpu=fit.pool.on_cpu, zero_stage=fit.zero_stage
-    )
-    world = fit.gpus * fit.nodes
-    fraction = settings.validation_fraction(spec, data.rows, ledger)
-    train_rows = data.rows - (settings.held_out_rows(data.rows, fraction) if fraction else 0)
-    hp = spec.hyperparameters or Hyperparameters()
-    ledger.pick(
-        "hyperparameters.globalBatchSize",
-        hp.global_batch_size,
-        fit.micro_batch * fit.accumulation * world,
-        "a small batch that averages out noise",
-    )
-    ledger.pick("hyperparameters.microBatchSize", hp.micro_batch_size, fit.micro_batch, "the largest that fits")
-    epochs, total_steps = _length(hp, train_rows, fit.micro_batch * fit.accumulation * world, ledger)
-    ledger.pick(
-        "hyperparameters.zeroStage",
-        hp.zero_stage,
-        fit.zero_stage,
-        "the model fits without" if fit.zero_stage == 0 else "one GPU cannot hold the state",
-    )
-    has_validation = fraction is not None or references.validation is not None
-    run = RunFile(
-        job=job,
-        model=RunModel(
-            source=references.model,
-            task=spec.model.task or Task.CAUSAL_LM,
-            attention=optimization.attention,
-            digest=model.digest,
-        ),
-        dataset=RunDataset.model_validate(
-            {
-                "sources": references.sources,
-                "format": data.format,
-                "columns": spec.dataset.columns,
-                "prompt_template": spec.dataset.prompt_template,
-                "validation_fraction": fraction,
-                "validation": references.validation,
-                "loss_on": settings.loss_on(spec, data, ledger),
-                "truncation": settings.truncation(spec, ledger),
-                "digest": data.digest,
-            }
-        ),
-        objective=ObjectiveType.SUPERVISED,
-        tuning=settings.tuning(spec, ledger),
-        hyperparameters=RunHyperparameters(
-            total_steps=total_steps,
-            epochs=epochs,
-            learning_rate=optimization.learning_rate,
-            schedule=optimization.schedule,
-            warmup_ratio=optimization.warmup_ratio,
-            weight_decay=optimization.weight_decay,
-            micro_batch_size=fit.micro_batch,
-            gradient_accumulation=fit.accumulation,
-            max_sequence_length=next(s.value for s in ledger.settings if s.name == "hyperparameters.maxSequenceLength"),
-            precision=optimization.precision,
-            optimizer=optimization.optimizer,
-            gradient_checkpointing=optimization.gradient_checkpointing,
-            max_grad_norm=optimization.max_grad_norm,
-            zero_stage=fit.zero_stage,
-            seed=optimization.seed,
-        ),
-        evaluation=settings.evaluation(spec, total_steps, has_validation, ledger),
-        checkpoint=settings.checkpoint(spec, ledger),
-        output=RunOutput(
-            target=references.output,
-            merge_adapter=bool(spec.output.merge_adapter),
-            on_existing=settings.on_existing(spec, ledger),
-        ),
-        resources=RunResources(
-            pool=fit.pool.name, nodes=fit.nodes, processes_per_node=fit.gpus, accelerator=fit.pool.spec.accelerator
-        ),
-        settings=[setting.to_json() for setting in ledger.settings],
-    )
-    plan = Plan(
-        spec_digest=spec_digest(spec),
-        pool=fit.pool.name,
-        pool_reason=pool_reason,
-        nodes=fit.nodes,
-        gpus_per_node=fit.gpus,
-        micro_batch_size=fit.micro_batch,
-        gradient_accumulation=fit.accumulation,
-        zero_stage=fit.zero_stage,
-        total_steps=total_steps,
-        settings=ledger.settings,
-        memory=fit.memory,
-        run_digest=run.digest(),
-        trainer_image=trainer_image,
-    )
-    return Planned(plan, run)
-
-
-def _length(
-    hp: Hyperparameters, train_rows: int, global_batch: int, ledger: settings.Ledger
-) -> tuple[float | None, int]:
-    if hp.max_steps is not None:
-        return None, ledger.pick("hyperparameters.maxSteps", hp.max_steps, hp.max_steps, "")
-    epochs = ledger.pick("hyperparameters.epochs", hp.epochs, 3.0, "three passes, as is usual for a small dataset")
-    return epochs, max(1, math.ceil(train_rows / global_batch * epochs))

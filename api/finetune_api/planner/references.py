@@ -11,8 +11,18 @@ from dataclasses import dataclass, field
 from finetune_api import naming
 from finetune_api.digest import digest
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FROZEN_FIELDS, Credentials, FineTuneJobSpec, OnExisting, Source, Storage, Task
-from finetune_api.runfile import PreflightFile, Reference, RunJob, StorageAccess
+from finetune_api.job import (
+    FROZEN_FIELDS,
+    Credentials,
+    FineTuneJobSpec,
+    HeldOut,
+    Model,
+    OnExisting,
+    Publish,
+    Source,
+    Storage,
+)
+from finetune_api.runfile import InputKind, PreflightFile, PreflightInput, Reference, RunJob, StorageAccess
 from finetune_api.uri import parse_uri
 
 
@@ -20,6 +30,7 @@ from finetune_api.uri import parse_uri
 class References:
     """Every place that a run touches.
 
+    rewards: one for each term of the reward; None for a built-in function.
     profiles: credentials profile -> name of its secret, for the pods' environment.
     schemes: credentials profile -> URI schemes that it serves, which tells the keys that must exist.
     config_maps: CA ConfigMaps to mount below naming.CA_PATH.
@@ -31,6 +42,13 @@ class References:
     sources: list[Reference]
     validation: Reference | None
     output: Reference
+    adapter: Reference | None = None
+    teacher: Reference | None = None
+    rewards: list[Reference | None] = field(default_factory=list)
+    test: Reference | None = None
+    retention: Reference | None = None
+    benchmarks: list[Reference] = field(default_factory=list)
+    publish: Reference | None = None
     profiles: dict[str, str] = field(default_factory=dict)
     schemes: dict[str, set[str]] = field(default_factory=dict)
     config_maps: set[str] = field(default_factory=set)
@@ -50,18 +68,24 @@ def build_references(spec: FineTuneJobSpec, defaults: Storage | None = None, *, 
     Raises FinetuneError(InvalidSpec) for a malformed URI, a file:// URI in a cluster, or two service accounts.
     """
     builder = _Builder(spec, defaults or Storage(), local)
-    if spec.model.uri is None:
-        raise FinetuneError("model.uri is missing", failure_class="InvalidSpec", field="spec.model.uri")
-    model = builder.reference(
-        "model", spec.model.uri, spec.model.credentials, spec.model.storage, revision=spec.model.revision
+    evaluation = spec.evaluation
+    references = References(
+        model=builder.model("model", spec.model),
+        sources=[builder.source(f"dataset.sources[{i}]", s) for i, s in enumerate(spec.dataset.sources)],
+        validation=builder.held_out("dataset.validation", spec.dataset.validation),
+        output=builder.reference("output", spec.output.uri, spec.output.credentials, spec.output.storage, writes=True),
+        adapter=builder.adapter(spec.model),
+        test=builder.held_out("dataset.test", spec.dataset.test),
+        publish=builder.publish(spec.output.publish),
     )
-    sources = [builder.source(f"dataset.sources[{i}]", s) for i, s in enumerate(spec.dataset.sources)]
-    held_out = spec.dataset.validation
-    validation = None
-    if held_out is not None and held_out.source is not None:
-        validation = builder.source("dataset.validation.source", held_out.source)
-    output = builder.reference("output", spec.output.uri, spec.output.credentials, spec.output.storage, writes=True)
-    return builder.finish(References(model, sources, validation, output))
+    if spec.objective is not None and spec.objective.distillation is not None:
+        references.teacher = builder.model("objective.distillation.teacher", spec.objective.distillation.teacher)
+    references.rewards = builder.rewards()
+    if evaluation is not None and evaluation.retention is not None:
+        references.retention = builder.source("evaluation.retention", evaluation.retention)
+    for number, benchmark in enumerate((evaluation and evaluation.benchmarks) or []):
+        references.benchmarks.append(builder.source(f"evaluation.benchmarks[{number}].source", benchmark.source))
+    return builder.finish(references)
 
 
 def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *, local: bool = False) -> PreflightFile:
@@ -70,9 +94,17 @@ def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *
         job=job,
         spec_digest=spec_digest(spec),
         model=references.model,
-        task=spec.model.task or Task.CAUSAL_LM,
+        task=spec.task,
+        objective=spec.objective_type,
+        tuning=spec.tuning_type,
         sources=references.sources,
         validation=references.validation,
+        further=further_inputs(spec, references),
+        loss_on=spec.dataset.loss_on,
+        truncation=spec.dataset.truncation,
+        max_sequence_length=spec.hyperparameters.max_sequence_length if spec.hyperparameters else None,
+        validation_fraction=spec.dataset.validation.fraction if spec.dataset.validation else None,
+        max_bad_share=spec.dataset.max_bad_share or 0.0,
         format=spec.dataset.format,
         columns=spec.dataset.columns,
         prompt_template=spec.dataset.prompt_template,
@@ -80,6 +112,25 @@ def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *
         on_existing=spec.output.on_existing or OnExisting.FAIL,
         local=local,
     )
+
+
+def further_inputs(spec: FineTuneJobSpec, references: References) -> list[PreflightInput]:
+    """What a run reads beside its base model and its records, in the order of the run file's inputs."""
+    found: list[tuple[InputKind, str, Reference | None]] = [
+        (InputKind.ADAPTER, "model.adapter.uri", references.adapter),
+        (InputKind.MODEL, "objective.distillation.teacher.uri", references.teacher),
+    ]
+    for number, reward in enumerate(references.rewards):
+        found.append((InputKind.MODEL, f"objective.{spec.objective_type.lower()}.rewards[{number}].model.uri", reward))
+    found.append((InputKind.DATA, "dataset.test.source.uri", references.test))
+    found.append((InputKind.DATA, "evaluation.retention.uri", references.retention))
+    for number, benchmark in enumerate(references.benchmarks):
+        found.append((InputKind.DATA, f"evaluation.benchmarks[{number}].source.uri", benchmark))
+    return [
+        PreflightInput(kind=kind, field=path, reference=reference)
+        for kind, path, reference in found
+        if reference is not None
+    ]
 
 
 class _Builder:
@@ -96,6 +147,49 @@ class _Builder:
     def source(self, path: str, source: Source) -> Reference:
         reference = self.reference(path, source.uri, source.credentials, source.storage, revision=source.revision)
         return reference.model_copy(update={"config": source.config, "split": source.split, "weight": source.weight})
+
+    def model(self, path: str, model: Model) -> Reference:
+        if model.uri is None:
+            what = (
+                f"{path}.fromJob is resolved in a cluster only; write the artifact's {path}.uri"
+                if model.from_job is not None and self.local
+                else f"{path}.uri is missing"
+            )
+            raise FinetuneError(what, failure_class="InvalidSpec", field=f"spec.{path}.uri")
+        return self.reference(path, model.uri, model.credentials, model.storage, revision=model.revision)
+
+    def adapter(self, model: Model) -> Reference | None:
+        """An adapter without keys of its own uses those of a model that lies in storage of the same kind."""
+        adapter = model.adapter
+        if adapter is None:
+            return None
+        same = adapter.uri.split(":")[0] == (model.uri or "").split(":")[0]
+        return self.reference(
+            "model.adapter",
+            adapter.uri,
+            adapter.credentials or (model.credentials if same else None),
+            adapter.storage or (model.storage if same else None),
+            revision=adapter.revision,
+        )
+
+    def held_out(self, path: str, held_out: HeldOut | None) -> Reference | None:
+        if held_out is None or held_out.source is None:
+            return None
+        return self.source(f"{path}.source", held_out.source)
+
+    def rewards(self) -> list[Reference | None]:
+        objective = self.spec.objective
+        settings = objective and (objective.ppo or objective.grpo)
+        path = f"objective.{self.spec.objective_type.lower()}.rewards"
+        return [
+            self.model(f"{path}[{number}].model", term.model) if term.model is not None else None
+            for number, term in enumerate(settings.rewards if settings else [])
+        ]
+
+    def publish(self, publish: Publish | None) -> Reference | None:
+        if publish is None:
+            return None
+        return self.reference("output.publish", publish.uri, publish.credentials, None)
 
     def reference(
         self,

@@ -1,173 +1,91 @@
-"""Resolved settings: every value that the run uses, and why.
-
-`Ledger.pick` records each choice with its reason; the same records become status.plan.settings, the report and the
-lines that the trainer prints at its start.
-"""
+"""Data, evaluation, checkpoints and output: resolved settings, and why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
+from finetune_api.failures import FinetuneError
 from finetune_api.job import (
-    Attention,
-    ComputeType,
+    Evaluation,
     FineTuneJobSpec,
     Generation,
+    HeldOut,
     Hyperparameters,
-    LoraBias,
-    LoraVariant,
     LossOn,
+    ObjectiveType,
     OnExisting,
-    Optimizer,
-    Precision,
-    QuantizationType,
-    Schedule,
     Truncation,
-    TuningType,
 )
-from finetune_api.runfile import RunCheckpoint, RunEvaluation, RunLora, RunQuantization, RunTuning
-from finetune_api.status import DataFacts, Setting
+from finetune_api.planner.ledger import Ledger
+from finetune_api.planner.objective import max_new_tokens
+from finetune_api.planner.references import References
+from finetune_api.runfile import RunBenchmark, RunCheckpoint, RunDataset, RunEvaluation, RunOutput, RunPublish
+from finetune_api.status import DataFacts
 
-T = TypeVar("T")
-
-SET_BY_JOB = "set by the job"
 LONGEST_DEFAULT_SEQUENCE = 2048
-DEFAULT_GLOBAL_BATCH = 16
 SMALLEST_SPLIT_ROWS = 20  # below this a held-out tenth says nothing
-
-
-@dataclass
-class Ledger:
-    """Collects the resolved settings with their reasons."""
-
-    settings: list[Setting] = field(default_factory=list)
-
-    def pick(self, name: str, given: T | None, chosen: T, reason: str) -> T:
-        """The given value if there is one, else the chosen one; either is recorded."""
-        value = chosen if given is None else given
-        shown: Any = value.value if hasattr(value, "value") else value
-        self.settings.append(Setting(name=name, value=shown, reason=SET_BY_JOB if given is not None else reason))
-        return value
-
-
-def tuning(spec: FineTuneJobSpec, ledger: Ledger) -> RunTuning:
-    """The method's settings. LoRA's defaults follow Hu et al. 2021 and Dettmers et al. 2023."""
-    kind = spec.tuning.type
-    if kind == TuningType.FULL:
-        return RunTuning(type=kind)
-    given = spec.tuning.lora
-    path = "tuning.lora"
-    rank: int = ledger.pick(f"{path}.rank", given.rank if given else None, 16, "a common rank for adapting to one task")
-    lora = RunLora(
-        rank=rank,
-        alpha=ledger.pick(f"{path}.alpha", given and given.alpha, 2.0 * rank, "twice the rank"),
-        dropout=ledger.pick(f"{path}.dropout", given and given.dropout, 0.05, "the QLoRA paper's choice"),
-        target_modules=ledger.pick(
-            f"{path}.targetModules",
-            given and given.target_modules,
-            ["all-linear"],
-            "every linear layer but the head, as in the QLoRA paper",
-        ),
-        bias=ledger.pick(f"{path}.bias", given and given.bias, LoraBias.NONE, "biases stay fixed"),
-        modules_to_save=given.modules_to_save if given else None,
-        variant=ledger.pick(f"{path}.variant", given and given.variant, LoraVariant.STANDARD, "the plain form"),
-    )
-    return RunTuning(
-        type=kind, lora=lora, quantization=_quantization(spec, ledger) if kind == TuningType.QLORA else None
-    )
-
-
-def _quantization(spec: FineTuneJobSpec, ledger: Ledger) -> RunQuantization:
-    given = spec.tuning.quantization
-    path = "tuning.quantization"
-    why = "as in the QLoRA paper"
-    return RunQuantization(
-        bits=ledger.pick(f"{path}.bits", given and given.bits, 4, why),
-        type=ledger.pick(f"{path}.type", given and given.type, QuantizationType.NF4, why),
-        double_quant=ledger.pick(f"{path}.doubleQuant", given and given.double_quant, True, why),
-        compute_type=ledger.pick(f"{path}.computeType", given and given.compute_type, ComputeType.BF16, why),
-    )
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """Settings of the optimisation that do not depend on the batch."""
-
-    learning_rate: float
-    schedule: Schedule
-    warmup_ratio: float
-    weight_decay: float
-    optimizer: Optimizer
-    precision: Precision
-    attention: Attention
-    max_grad_norm: float
-    seed: int
-    gradient_checkpointing: bool
-
-
-def optimization(
-    spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_cpu: bool, zero_stage: int
-) -> Optimization:
-    """How to optimise a model of that many parameters."""
-    hp = spec.hyperparameters or Hyperparameters()
-    full = spec.tuning.type == TuningType.FULL
-    paged = spec.tuning.type == TuningType.QLORA and zero_stage == 0
-    path = "hyperparameters"
-    return Optimization(
-        learning_rate=ledger.pick(
-            f"{path}.learningRate",
-            hp.learning_rate,
-            2e-5 if full else 2e-4,
-            "small, because every weight moves" if full else "usual for adapters",
-        ),
-        schedule=ledger.pick(f"{path}.schedule", hp.schedule, Schedule.COSINE, "decays to zero at the end"),
-        warmup_ratio=ledger.pick(f"{path}.warmupRatio", hp.warmup_ratio, 0.03, "a short rise avoids an early spike"),
-        weight_decay=ledger.pick(
-            f"{path}.weightDecay",
-            hp.weight_decay,
-            0.01 if full else 0.0,
-            "mild regularisation" if full else "an adapter is small already",
-        ),
-        optimizer=ledger.pick(
-            f"{path}.optimizer",
-            hp.optimizer,
-            Optimizer.PAGED_ADAMW_8BIT if paged else Optimizer.ADAMW,
-            "as in the QLoRA paper" if paged else "the usual choice",
-        ),
-        precision=ledger.pick(
-            f"{path}.precision",
-            hp.precision,
-            Precision.FP32 if on_cpu else Precision.BF16,
-            "exact on a CPU" if on_cpu else "fast on the pool's GPUs and needs no loss scaling",
-        ),
-        attention=ledger.pick("model.attention", spec.model.attention, Attention.SDPA, "PyTorch's fused kernel"),
-        max_grad_norm=ledger.pick(f"{path}.maxGradNorm", hp.max_grad_norm, 1.0, "the usual bound"),
-        seed=ledger.pick(f"{path}.seed", hp.seed, 42, "fixed, so that a rerun repeats"),
-        gradient_checkpointing=ledger.pick(
-            f"{path}.gradientCheckpointing",
-            hp.gradient_checkpointing,
-            not on_cpu and parameters >= 10**9,
-            "saves memory on models of a billion parameters or more" if not on_cpu else "memory is not short on a CPU",
-        ),
-    )
 
 
 def sequence_length(spec: FineTuneJobSpec, data: DataFacts, max_positions: int | None, ledger: Ledger) -> int:
     """Longest sequence in tokens: the longest record, within the model's and our own bound."""
     hp = spec.hyperparameters or Hyperparameters()
     bound = min(LONGEST_DEFAULT_SEQUENCE, max_positions or LONGEST_DEFAULT_SEQUENCE)
-    longest = max(8, -(-data.longest_tokens // 8) * 8)
-    if longest <= bound:
-        reason = f"the longest record has about {data.longest_tokens} tokens"
-    else:
-        reason = f"the longest record has about {data.longest_tokens} tokens, the default bound is {bound}"
-    return ledger.pick("hyperparameters.maxSequenceLength", hp.max_sequence_length, min(longest, bound), reason)
+    name = "hyperparameters.maxSequenceLength"
+    pretrain = spec.objective.pretrain if spec.objective else None
+    if pretrain is not None and pretrain.block_size is not None:
+        return ledger.pick(name, hp.max_sequence_length, pretrain.block_size, "objective.pretrain.blockSize")
+    if spec.objective_type == ObjectiveType.PRETRAIN:
+        return ledger.pick(name, hp.max_sequence_length, bound, "text fills any length, the default bound is taken")
+    generated = max_new_tokens(spec)
+    longest = max(8, -(-(data.longest_tokens + generated) // 8) * 8)
+    reason = f"the longest record has about {data.longest_tokens} tokens"
+    if generated:
+        reason += f" and {generated} are generated"
+    if longest > bound:
+        reason += f", the default bound is {bound}"
+    return ledger.pick(name, hp.max_sequence_length, min(longest, bound), reason)
 
 
-def loss_on(spec: FineTuneJobSpec, data: DataFacts, ledger: Ledger) -> LossOn:
+def dataset(
+    spec: FineTuneJobSpec, data: DataFacts, references: References, fractions: HeldOutShares, ledger: Ledger
+) -> RunDataset:
+    """The data with every choice made."""
+    given = spec.dataset
+    path = "dataset"
+    return RunDataset.model_validate(
+        {
+            "sources": references.sources,
+            "format": data.format,
+            "columns": given.columns,
+            "prompt_template": given.prompt_template,
+            "validation_fraction": fractions.validation,
+            "validation": references.validation,
+            "test_fraction": fractions.test,
+            "test": references.test,
+            "loss_on": _loss_on(spec, data, ledger),
+            "truncation": ledger.pick(
+                f"{path}.truncation",
+                given.truncation,
+                Truncation.TAIL,
+                "the end of a record that is too long is cut and counted",
+            ),
+            "max_source_tokens": ledger.keep(f"{path}.maxSourceTokens", given.max_source_tokens),
+            "max_target_tokens": ledger.keep(f"{path}.maxTargetTokens", given.max_target_tokens),
+            "max_bad_share": ledger.pick(
+                f"{path}.maxBadShare", given.max_bad_share, 0.0, "a broken record stops the run"
+            ),
+            "max_cut_share": ledger.pick(f"{path}.maxCutShare", given.max_cut_share, 1.0, "cut records are counted"),
+            "balance_labels": ledger.pick(
+                f"{path}.balanceLabels", given.balance_labels, False, "labels are as frequent as in the data"
+            ),
+            "digest": data.digest,
+        }
+    )
+
+
+def _loss_on(spec: FineTuneJobSpec, data: DataFacts, ledger: Ledger) -> LossOn:
     """Completion where a record has one."""
-    plain = data.format == "Text"
+    plain = data.format == "Text" or spec.objective_type == ObjectiveType.PRETRAIN
     return ledger.pick(
         "dataset.lossOn",
         spec.dataset.loss_on,
@@ -176,25 +94,50 @@ def loss_on(spec: FineTuneJobSpec, data: DataFacts, ledger: Ledger) -> LossOn:
     )
 
 
-def truncation(spec: FineTuneJobSpec, ledger: Ledger) -> Truncation:
-    """What happens to a record that is too long."""
-    return ledger.pick(
-        "dataset.truncation",
-        spec.dataset.truncation,
-        Truncation.TAIL,
-        "the end of a record that is too long is cut and counted",
+@dataclass(frozen=True)
+class HeldOutShares:
+    """The shares of the sources that are held out; None where records of their own are given, or none."""
+
+    validation: float | None
+    test: float | None
+
+    def train_rows(self, rows: int) -> int:
+        """How many of rows are left to train on, at least 1."""
+        shares = [share for share in (self.validation, self.test) if share is not None]
+        return max(1, rows - sum(held_out_rows(rows, share) for share in shares))
+
+    def train_tokens(self, tokens: int) -> int:
+        """How many of tokens are left to train on, at least 1."""
+        return max(1, round(tokens * (1 - (self.validation or 0.0) - (self.test or 0.0))))
+
+
+def held_out_shares(spec: FineTuneJobSpec, rows: int, ledger: Ledger) -> HeldOutShares:
+    """What is held out of rows records. Raises FinetuneError(InvalidSpec) where nothing would be left to train on."""
+    test = spec.dataset.test
+    shares = HeldOutShares(
+        _validation_fraction(spec, rows, ledger),
+        ledger.keep("dataset.test.fraction", test.fraction if test is not None else None),
     )
+    if (shares.validation or 0.0) + (shares.test or 0.0) >= 1.0:
+        raise FinetuneError(
+            "dataset.validation.fraction and dataset.test.fraction leave nothing to train on; their sum must be below 1",
+            failure_class="InvalidSpec",
+            field="spec.dataset.test.fraction",
+        )
+    return shares
 
 
-def validation_fraction(spec: FineTuneJobSpec, rows: int, ledger: Ledger) -> float | None:
+def _validation_fraction(spec: FineTuneJobSpec, rows: int, ledger: Ledger) -> float | None:
     """The share held out; None where the job brings its own records or there are too few."""
-    held_out = spec.dataset.validation
+    held_out: HeldOut | None = spec.dataset.validation
     if held_out is not None and held_out.source is not None:
         return None
-    if held_out is None and rows < SMALLEST_SPLIT_ROWS:
-        ledger.settings.append(
-            Setting(name="dataset.validation", value=None, reason=f"{rows} records are too few to hold some out")
-        )
+    if spec.objective_type == ObjectiveType.EVALUATION:
+        ledger.state("dataset.validation", None, "an evaluation measures on the sources themselves")
+        return None
+    is_text = spec.objective_type == ObjectiveType.PRETRAIN  # a whole book may be one record
+    if held_out is None and rows < SMALLEST_SPLIT_ROWS and not is_text:
+        ledger.state("dataset.validation", None, f"{rows} records are too few to hold some out")
         return None
     return ledger.pick(
         "dataset.validation.fraction",
@@ -212,26 +155,41 @@ def held_out_rows(rows: int, fraction: float) -> int:
     return min(max(round(rows * fraction), 1), rows - 1)
 
 
-def evaluation(spec: FineTuneJobSpec, total_steps: int, has_validation: bool, ledger: Ledger) -> RunEvaluation:
+def evaluation(
+    spec: FineTuneJobSpec, total_steps: int, has_validation: bool, references: References, ledger: Ledger
+) -> RunEvaluation:
     """When and how to evaluate."""
-    given = spec.evaluation
-    generation = given.generation if given and given.generation else Generation()
+    given = spec.evaluation or Evaluation()
     every = None
-    if has_validation:
+    if has_validation and total_steps:
         every = ledger.pick(
-            "evaluation.everySteps", given and given.every_steps, max(1, total_steps // 5), "five times in the run"
+            "evaluation.everySteps", given.every_steps, max(1, total_steps // 5), "five times in the run"
         )
-    resolved = generation.model_copy(
+    return RunEvaluation(
+        every_steps=every,
+        generation=_generation(given.generation or Generation(), ledger),
+        metrics=ledger.keep("evaluation.metrics", given.metrics) or [],
+        require=ledger.keep("evaluation.require", given.require) or [],
+        max_generated=ledger.pick(
+            "evaluation.maxGenerated", given.max_generated, 64, "generation is slow; a sample shows the trend"
+        ),
+        probes=given.probes or [],
+        retention=references.retention,
+        benchmarks=[
+            RunBenchmark(name=benchmark.name, source=reference, max_records=benchmark.max_records)
+            for benchmark, reference in zip(given.benchmarks or [], references.benchmarks, strict=True)
+        ],
+    )
+
+
+def _generation(given: Generation, ledger: Ledger) -> Generation:
+    path = "evaluation.generation"
+    return given.model_copy(
         update={
-            "max_new_tokens": ledger.pick(
-                "evaluation.generation.maxNewTokens", generation.max_new_tokens, 64, "enough to read an answer"
-            ),
-            "do_sample": ledger.pick(
-                "evaluation.generation.doSample", generation.do_sample, False, "greedy answers repeat"
-            ),
+            "max_new_tokens": ledger.pick(f"{path}.maxNewTokens", given.max_new_tokens, 64, "enough to read an answer"),
+            "do_sample": ledger.pick(f"{path}.doSample", given.do_sample, False, "greedy answers repeat"),
         }
     )
-    return RunEvaluation(every_steps=every, generation=resolved)
 
 
 def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
@@ -241,15 +199,37 @@ def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
     every_minutes = given.every_minutes if given else None
     if every_steps is None or every_minutes is not None:
         every_minutes = ledger.pick("checkpoint.everyMinutes", every_minutes, 10.0, "at most ten minutes are lost")
-    if every_steps is not None:
-        ledger.pick("checkpoint.everySteps", every_steps, every_steps, "")
     return RunCheckpoint(
         every_minutes=every_minutes,
-        every_steps=every_steps,
+        every_steps=ledger.keep("checkpoint.everySteps", every_steps),
         keep_last=ledger.pick("checkpoint.keepLast", given and given.keep_last, 2, "the newest and one before it"),
+        keep_best=_keep_best(spec, ledger),
     )
 
 
-def on_existing(spec: FineTuneJobSpec, ledger: Ledger) -> OnExisting:
-    """What to do where the output is taken."""
-    return ledger.pick("output.onExisting", spec.output.on_existing, OnExisting.FAIL, "nothing is overwritten")
+def _keep_best(spec: FineTuneJobSpec, ledger: Ledger) -> int:
+    stops_early = spec.hyperparameters is not None and spec.hyperparameters.early_stopping is not None
+    return ledger.pick(
+        "checkpoint.keepBest",
+        spec.checkpoint.keep_best if spec.checkpoint is not None else None,
+        1 if stops_early else 0,
+        "early stopping returns to the best" if stops_early else "the last one is the result",
+    )
+
+
+def output(spec: FineTuneJobSpec, references: References, ledger: Ledger) -> RunOutput:
+    """Where the artifact goes."""
+    given = spec.output
+    publish = None
+    if given.publish is not None and references.publish is not None:
+        public = ledger.pick("output.publish.public", given.publish.public, False, "private unless asked")
+        publish = RunPublish(target=references.publish, public=public)
+    return RunOutput(
+        target=references.output,
+        merge_adapter=ledger.pick("output.mergeAdapter", given.merge_adapter, False, "the adapter alone is small"),
+        on_existing=ledger.pick("output.onExisting", given.on_existing, OnExisting.FAIL, "nothing is overwritten"),
+        max_shard_size_gib=ledger.pick(
+            "output.maxShardSizeGiB", given.max_shard_size_gib, 5.0, "files of a size that every store takes"
+        ),
+        publish=publish,
+    )

@@ -128,11 +128,11 @@ def _combinations(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     path = "hyperparameters.zeroStage"
     if zero and (_value(spec, "resources.nodes") or 1) > 1:
         yield path, f"{path} above 0 is not supported yet on more than one node; set resources.nodes: 1"
-    if zero == 3 and spec.tuning.type == TuningType.QLORA:
+    if zero == 3 and spec.tuning_type == TuningType.QLORA:
         yield path, f"{path}: 3 cannot shard 4-bit weights; choose 0 or 2, or tuning.type: LoRA"
     optimizer = _value(spec, "hyperparameters.optimizer")
     if zero and optimizer not in (None, *ZERO_OPTIMIZERS):
         path = "hyperparameters.optimizer"
         yield path, f"{path}: {optimizer} does not work with zeroStage above 0; choose {' or '.join(ZERO_OPTIMIZERS)}"
-    if spec.output.merge_adapter and spec.tuning.type == TuningType.FULL:
+    if spec.output.merge_adapter and spec.tuning_type == TuningType.FULL:
         yield "output.mergeAdapter", "output.mergeAdapter belongs to LoRA and QLoRA; remove it"

@@ -78,7 +78,7 @@ def _succeed(draft: Draft, current: Current, child: ChildJob) -> None:
     messages = [read_termination(pod.termination_message) for pod in draft.seen.pods_of(child.uid) if pod.index == 0]
     said = next((message for message in messages if message is not None), None)
     uri = draft.spec.output.uri.rstrip("/")
-    full = draft.spec.tuning.type == TuningType.FULL
+    full = draft.spec.tuning_type == TuningType.FULL
     merged = f"{uri}/merged" if draft.spec.output.merge_adapter else None
     draft.set(
         artifacts=Artifacts(

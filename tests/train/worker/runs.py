@@ -51,9 +51,9 @@ def records(count: int = 24) -> list[dict[str, str]]:
     ]
 
 
-def run_file(**changes: Any) -> RunFile:
-    """A run on two held-out records and the rest for training; changes name fields of any section."""
-    document: dict[str, Any] = {
+def run_document() -> dict[str, Any]:
+    """The JSON form of a small LoRA run of four steps on two held-out records and the rest for training."""
+    return {
         "job": {"name": "tiny", "namespace": "team-a", "uid": "0f0e0d0c-0000-0000-0000-000000000001"},
         "model": {
             "source": {"uri": "hf://tiny/llama", "revision": "abc123", "access": {}},
@@ -104,6 +104,11 @@ def run_file(**changes: Any) -> RunFile:
         "resources": {"pool": "cpu", "nodes": 1, "processesPerNode": 1, "accelerator": "cpu"},
         "settings": [{"field": "hyperparameters.learningRate", "value": 0.01, "source": "spec"}],
     }
+
+
+def run_file(**changes: Any) -> RunFile:
+    """The run of run_document; changes name fields of any section."""
+    document = run_document()
     for key, value in changes.items():
         section, name = _FIELDS[key]
         document[section][name] = value
@@ -283,7 +288,7 @@ def _call(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -
 
 
 @functools.cache
-def _model(**options: Any) -> Path:
+def made_model(**options: Any) -> Path:
     """A tiny model made in a child, so that the test process itself never imports torch."""
     target = Path(tempfile.mkdtemp(prefix="finetune-worker-tests-"))
     atexit.register(shutil.rmtree, target, ignore_errors=True)
@@ -299,7 +304,7 @@ def work_for(
     root: Path, *, rows: list[dict[str, str]] | None = None, model: dict[str, Any] | None = None, **changes: Any
 ) -> Work:
     """A work directory with a tiny model (arguments of tiny_model) and the run that changes describe."""
-    return Work.make(root, run_file(**changes), _model(**(model or {})), rows)
+    return Work.make(root, run_file(**changes), made_model(**(model or {})), rows)
 
 
 def build_engine_in(root: str) -> Any:

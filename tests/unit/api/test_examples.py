@@ -10,7 +10,7 @@ import yaml
 
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.planner import Pool
-from finetune_api.planner.settings import SET_BY_JOB
+from finetune_api.planner.ledger import SET_BY_JOB
 from finetune_api.pool import GPUPoolSpec
 from hack import check_examples
 from tests.unit.api import values

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.planner.settings import SET_BY_JOB
+from finetune_api.planner.ledger import SET_BY_JOB
 from tests.unit.api import values
 
 
