@@ -70,6 +70,15 @@ test-train: $(VENV) ## The trainer as processes, with a real S3 server
 	$(PY) -m tests.cluster tools versitygw > /dev/null
 	$(PYTEST) tests/train -n 2 --dist loadfile -q
 
+.PHONY: test-train-full
+test-train-full: $(VENV) ## Every method learns its task (about half an hour)
+	@sh hack/bootstrap.sh train
+	$(PYTEST) tests/train -n 2 --dist loadfile -q -m slow -s
+
+.PHONY: test-gpu
+test-gpu: $(VENV) ## The tests that need a GPU; prints the figures with the device's name
+	@$(PYTEST) tests/train -q -m gpu -s
+
 .PHONY: test-api
 test-api: $(VENV) ## The operator against a real API server, with simulated nodes
 	@sh hack/bootstrap.sh api
@@ -89,6 +98,11 @@ test: lint verify test-unit test-train test-api test-e2e ## All tests; sets ever
 bench-overhead: $(VENV) ## From kubectl apply to Succeeded minus training, beside the floor
 	@sh hack/bootstrap.sh e2e
 	$(PY) -m hack.bench_overhead
+
+.PHONY: bench-train
+bench-train: $(VENV) ## Tokens per second and peak memory beside TRL's SFTTrainer
+	@sh hack/bootstrap.sh train
+	$(PY) -m hack.bench_train
 
 # --- cluster, images, demo --------------------------------------------------------------------------------------
 

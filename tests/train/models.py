@@ -67,6 +67,7 @@ def tiny_model(
     vocabulary: int = 320,
     tied: bool = False,
     spread: float = 0.02,
+    positions: int = 128,
     seed: int = 0,
 ) -> Path:
     """A folder with a random model of family and its tokenizer; the weights depend on the arguments only.
@@ -76,11 +77,11 @@ def tiny_model(
     """
     import torch
 
-    folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{spread}-{seed}"
+    folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{spread}-{positions}-{seed}"
     write_tokenizer(folder, chat_template=chat_template, mask=family in ENCODERS)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = _auto(family).from_config(_config(family, width, layers, vocabulary, tied, spread))
+    model = _auto(family).from_config(_config(family, width, layers, vocabulary, tied, spread, positions))
     torch.random.set_rng_state(state)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
@@ -121,7 +122,7 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False, mask: bool = F
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float):
+def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float, positions: int):
     """The family's config with the family's own names for width and depth."""
     from transformers import AutoConfig
 
@@ -138,7 +139,7 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "intermediate_size": 2 * width,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": positions,
     }
     grouped = {**plain, "num_key_value_heads": 1}
     experts = {"num_experts_per_tok": 2, "moe_intermediate_size": width, "shared_expert_intermediate_size": width}
@@ -154,7 +155,7 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
         "initializer_factor": spread / 0.02,
     }
     own = {
-        "gpt2": {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": 128},
+        "gpt2": {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": positions},
         "llama": grouped,
         "qwen2": grouped,
         "gpt_neox": plain,
