@@ -67,7 +67,7 @@ class TerminationMessage(Document):
     step: Annotated[int, Field(ge=0, le=2**31)] | None = None
     checkpoint_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
     artifact: Annotated[str, Field(max_length=64)] | None = None
-    """Name of the artifact's folder below output.uri: adapter or model."""
+    """What lies below output.uri: adapter or model, or report where no model was made. Also with RequirementNotMet."""
     base_eval_loss: Finite | None = None
     eval_loss: Finite | None = None
 

@@ -117,6 +117,14 @@ _ROWS = (
         "Choose another output.uri, or set output.onExisting: Resume to continue the same run.",
     ),
     FailureClass(
+        "RequirementNotMet",
+        72,
+        Fault.USER,
+        False,
+        "The tuned model misses a bound of evaluation.require.",
+        "The artifact is kept and status.artifacts says where. Look at the report, change data or settings, or the bound.",
+    ),
+    FailureClass(
         "SecretNotFound",
         None,
         Fault.USER,

@@ -36,23 +36,26 @@ from finetune_api.enums import (
     Truncation,
     TuningType,
 )
+from finetune_api.evaluation import BenchmarkRun, Evaluation, Generation, Requirement
 from finetune_api.fields import (
     Fraction,
     LabelName,
-    LongText,
     NonNegative,
     ObjectName,
     OutputUri,
     Positive,
     Rate,
-    ShortText,
 )
 from finetune_api.method import (
     DistillationSettings,
+    DpoSettings,
     FullTuning,
+    GrpoSettings,
     Ia3,
+    KtoSettings,
     Lora,
     Objective,
+    PpoSettings,
     PreferenceSettings,
     PretrainSettings,
     Quantization,
@@ -80,14 +83,17 @@ __all__ = [
     "DataFormat",
     "Dataset",
     "DistillationSettings",
+    "DpoSettings",
     "EarlyStopping",
     "Evaluation",
     "FineTuneJobSpec",
     "FullTuning",
     "Generation",
+    "GrpoSettings",
     "HeldOut",
     "Hyperparameters",
     "Ia3",
+    "KtoSettings",
     "Lora",
     "LoraBias",
     "LoraVariant",
@@ -100,6 +106,7 @@ __all__ = [
     "OnExisting",
     "Optimizer",
     "Output",
+    "PpoSettings",
     "Precision",
     "PreferenceSettings",
     "Preset",
@@ -190,68 +197,6 @@ class Hyperparameters(Document):
     """When to stop before the last step."""
 
 
-class Generation(Document):
-    """How answers are generated in evaluation."""
-
-    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Longest answer in tokens."""
-    do_sample: bool | None = None
-    """Sample rather than take the likeliest token."""
-    temperature: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Sampling temperature."""
-    top_k: Positive | None = None
-    """Sample among the k likeliest tokens."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Sample among the likeliest tokens that hold this probability."""
-    num_beams: Annotated[int, Field(ge=1, le=64)] | None = None
-    """Beams of beam search."""
-    no_repeat_ngram_size: Annotated[int, Field(ge=1, le=64)] | None = None
-    """No n-gram of this size appears twice."""
-
-
-class Requirement(Document):
-    """A bound that the tuned model must meet."""
-
-    metric: ShortText
-    """Name of the metric, as in the report."""
-    min: float | None = None
-    """Smallest value that passes."""
-    max: float | None = None
-    """Largest value that passes."""
-
-
-class BenchmarkRun(Document):
-    """One benchmark on data of yours, measured before and after."""
-
-    name: Benchmark
-    """Which benchmark; its prompts and scoring are lm-evaluation-harness's own."""
-    source: Source
-    """Records in the benchmark's own columns."""
-    max_records: Positive | None = None
-    """Use only the first N records."""
-
-
-class Evaluation(Document):
-    """What is measured."""
-
-    every_steps: Positive | None = None
-    """Evaluate each N optimizer steps; the end is always evaluated."""
-    metrics: Annotated[list[ShortText], Field(min_length=1, max_length=16)] | None = None
-    """Metrics beside loss and perplexity."""
-    require: Annotated[list[Requirement], Field(min_length=1, max_length=16)] | None = None
-    """Bounds that the tuned model must meet, else the job fails with the artifact kept."""
-    generation: Generation | None = None
-    """How answers are generated."""
-    max_generated: Positive | None = None
-    """For how many held-out records answers are generated."""
-    probes: Annotated[list[LongText], Field(min_length=1, max_length=32)] | None = None
-    """Further prompts, such as off-topic questions, that base and tuned model answer side by side."""
-    retention: Source | None = None
-    """General text whose loss is measured before and after, to see what was forgotten."""
-    benchmarks: Annotated[list[BenchmarkRun], Field(min_length=1, max_length=8)] | None = None
-    """Benchmarks on local data, measured before and after."""
-
-
 class Checkpoint(Document):
     """When progress is saved. A checkpoint is always written at the end and on a stop."""
 
@@ -329,7 +274,7 @@ class FineTuneJobSpec(Document):
     objective: Objective | None = None
     """What is optimised; absent means Supervised."""
     tuning: Tuning | None = None
-    """Which parameters change; absent only with objective.type: Evaluation."""
+    """Which parameters change; absent with objective.type: Evaluation, or QLoRA there to load the base quantised."""
     output: Output
     """Where the artifact goes."""
     hyperparameters: Hyperparameters | None = None
@@ -367,7 +312,9 @@ class FineTuneJobSpec(Document):
     @property
     def tuning_type(self) -> TuningType | None:
         """The tuning; None with objective Evaluation, where no parameter changes."""
-        return self.tuning.type if self.tuning is not None else None
+        if self.tuning is None or self.objective_type == ObjectiveType.EVALUATION:
+            return None
+        return self.tuning.type
 
     @property
     def task(self) -> Task:

@@ -20,7 +20,7 @@ from finetune_api.enums import (
     TuningType,
 )
 from finetune_api.fields import Fraction, LongText, Pattern, Positive
-from finetune_api.model import Model
+from finetune_api.model import FurtherModel
 
 
 class Lora(Document):
@@ -102,7 +102,7 @@ class Tuning(Document):
     ia3: Ia3 | None = None
     """Settings of IA3."""
     quantization: Quantization | None = None
-    """How the frozen base is quantised; with QLoRA."""
+    """How the frozen base is quantised; with QLoRA, IA3 and soft prompts."""
     soft_prompt: SoftPrompt | None = None
     """Settings of PromptTuning, PTuning and PrefixTuning."""
     full: FullTuning | None = None
@@ -114,18 +114,28 @@ class PreferenceSettings(Document):
 
     beta: Annotated[float, Field(gt=0, le=100)] | None = None
     """Strength of the pull towards the reference model; for ORPO the weight of the odds ratio."""
+
+
+class DpoSettings(PreferenceSettings):
+    """Settings of DPO."""
+
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
-    """Assumed share of swapped preferences (DPO)."""
+    """Assumed share of swapped preferences."""
+
+
+class KtoSettings(PreferenceSettings):
+    """Settings of KTO."""
+
     desirable_weight: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Weight of desirable completions (KTO)."""
+    """Weight of desirable completions."""
     undesirable_weight: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Weight of undesirable completions (KTO)."""
+    """Weight of undesirable completions."""
 
 
 class DistillationSettings(Document):
     """Settings of Distillation: alpha · label loss + (1 − alpha) · T² · KL."""
 
-    teacher: Model
+    teacher: FurtherModel
     """The model to learn from."""
     temperature: Annotated[float, Field(gt=0, le=100)] | None = None
     """T, applied to both models' logits."""
@@ -138,7 +148,7 @@ class DistillationSettings(Document):
 class RewardFunction(Document):
     """One term of the reward: a trained reward model or a built-in function."""
 
-    model: Model | None = None
+    model: FurtherModel | None = None
     """A trained reward model."""
     function: BuiltInReward | None = None
     """A built-in function."""
@@ -151,14 +161,12 @@ class RewardFunction(Document):
 
 
 class ReinforcementSettings(Document):
-    """Settings of PPO and GRPO."""
+    """Settings that PPO and GRPO share."""
 
     rewards: Annotated[list[RewardFunction], Field(min_length=1, max_length=8)]
     """The terms of the reward."""
     beta: Annotated[float, Field(ge=0, le=100)] | None = None
     """Strength of the pull towards the reference model."""
-    generations: Annotated[int, Field(ge=2, le=256)] | None = None
-    """Completions per prompt (GRPO)."""
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Longest completion in tokens."""
     temperature: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -167,16 +175,28 @@ class ReinforcementSettings(Document):
     """How far the probability of a token may move before its gradient is cut."""
     iterations: Annotated[int, Field(ge=1, le=16)] | None = None
     """Optimizer steps for each set of completions."""
+
+
+class GrpoSettings(ReinforcementSettings):
+    """Settings of GRPO."""
+
+    generations: Annotated[int, Field(ge=2, le=256)] | None = None
+    """Completions per prompt."""
+
+
+class PpoSettings(ReinforcementSettings):
+    """Settings of PPO."""
+
     discount: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Discount of later rewards, gamma (PPO)."""
+    """Discount of later rewards, gamma."""
     gae_lambda: Fraction | None = None
-    """Lambda of generalised advantage estimation (PPO)."""
+    """Lambda of generalised advantage estimation."""
     value_coefficient: Annotated[float, Field(gt=0, le=100)] | None = None
-    """Weight of the value loss (PPO)."""
+    """Weight of the value loss."""
 
 
 class PretrainSettings(Document):
-    """Settings of Pretrain: training from random initialisation."""
+    """Settings of Pretrain, which starts from random weights, and of hidden tokens."""
 
     tokenizer: PretrainTokenizer | None = None
     """The model's own tokenizer, or one trained on the data: byte pairs or single characters."""
@@ -198,16 +218,16 @@ class Objective(Document):
     type: ObjectiveType
     """The objective."""
     pretrain: PretrainSettings | None = None
-    """Settings of Pretrain."""
+    """Settings of Pretrain; with Supervised those of hidden tokens (MaskedLM, and Seq2Seq on plain text)."""
     distillation: DistillationSettings | None = None
     """Settings of Distillation."""
-    dpo: PreferenceSettings | None = None
+    dpo: DpoSettings | None = None
     """Settings of DPO."""
     orpo: PreferenceSettings | None = None
     """Settings of ORPO."""
-    kto: PreferenceSettings | None = None
+    kto: KtoSettings | None = None
     """Settings of KTO."""
-    ppo: ReinforcementSettings | None = None
+    ppo: PpoSettings | None = None
     """Settings of PPO."""
-    grpo: ReinforcementSettings | None = None
+    grpo: GrpoSettings | None = None
     """Settings of GRPO."""

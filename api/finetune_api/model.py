@@ -39,26 +39,31 @@ class ModelCache(Document):
     """A PersistentVolumeClaim in the job's namespace; trainers mount it read-only."""
 
 
-class Model(Document):
-    """The base model."""
+class FurtherModel(Document):
+    """A model that is only asked: a teacher, or a trained reward model."""
 
     uri: ModelUri | None = None
     """hf://owner/name, s3://bucket/prefix or pvc://claim/path. Safetensors weights only."""
     revision: ShortText | None = None
     """Branch, tag or commit of an hf:// model."""
+    from_job: LabelName | None = None
+    """An earlier FineTuneJob of this namespace whose artifact is the model; instead of uri."""
+    credentials: Credentials | None = None
+    """Instead of the job's credentials, for the model only."""
+    storage: Storage | None = None
+    """Instead of the job's storage, for the model only."""
+
+
+class Model(FurtherModel):
+    """The base model."""
+
     task: Task | None = None
-    """What the model computes; absent means CausalLM."""
+    """What the model computes; absent means CausalLM, or SequenceClassification with objective Reward."""
     attention: Attention | None = None
     """The attention kernel."""
     tokenizer: Tokenizer | None = None
     """Changes to the model's tokenizer."""
     adapter: AdapterReference | None = None
     """An earlier adapter to continue from."""
-    from_job: LabelName | None = None
-    """An earlier FineTuneJob of this namespace whose artifact is the base; instead of uri."""
     cache: ModelCache | None = None
     """A volume that holds downloaded models."""
-    credentials: Credentials | None = None
-    """Instead of the job's credentials, for the model only."""
-    storage: Storage | None = None
-    """Instead of the job's storage, for the model only."""

@@ -5,9 +5,8 @@ Rules that need a look at data, model or cluster are not here; preflight and the
 
 from __future__ import annotations
 
+from finetune_api.cel import Rule, validity_rules
 from finetune_api.job import FROZEN_FIELDS, ObjectiveType
-
-Rule = dict[str, str]
 
 NAME_PATTERN = "^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$"
 
@@ -45,8 +44,24 @@ def _frozen(field: str) -> Rule:
     }
 
 
+def _belongs(field: str, name: str, word: str) -> Rule:
+    """field may stand only where the sibling `name` is there and is word."""
+    return {
+        "rule": f"!has(self.{field}) || (has(self.{name}) && self.{name} == '{word}')",
+        "message": f"{field} belongs to {name} {word} only",
+        "fieldPath": f".{field}",
+    }
+
+
+def _needs(name: str, word: str, field: str) -> Rule:
+    return {
+        "rule": f"!has(self.{name}) || self.{name} != '{word}' || has(self.{field})",
+        "message": f"{name} {word} needs {field}",
+    }
+
+
+_QUANTIZED_TUNINGS = ("QLoRA", "IA3", "PromptTuning", "PTuning", "PrefixTuning")
 _OBJECTIVES_WITH_SETTINGS = (
-    ObjectiveType.PRETRAIN,
     ObjectiveType.DISTILLATION,
     ObjectiveType.DPO,
     ObjectiveType.ORPO,
@@ -55,29 +70,52 @@ _OBJECTIVES_WITH_SETTINGS = (
     ObjectiveType.GRPO,
 )
 
+_MODEL = (_exactly_one("uri", "fromJob"), _at_most_one("fromJob", "revision"))
+
 # Keyed by the model's class name, which pydantic writes as the schema's title.
 BY_MODEL: dict[str, tuple[Rule, ...]] = {
+    "FineTuneJobSpec": tuple(validity_rules()),
     "Credentials": (_exactly_one("secretName", "serviceAccountName"),),
     "HeldOut": (_exactly_one("fraction", "source"),),
-    "Model": (_exactly_one("uri", "fromJob"),),
+    "FurtherModel": _MODEL,
+    "Model": (*_MODEL, _at_most_one("fromJob", "adapter")),
     "Hyperparameters": (_at_most_one("epochs", "maxSteps"),),
-    "RewardFunction": (_exactly_one("model", "function"),),
-    "FullTuning": (_at_most_one("freeze", "trainable"),),
+    "RewardFunction": (
+        _exactly_one("model", "function"),
+        _belongs("pattern", "function", "RegularExpression"),
+        _belongs("targetLength", "function", "Length"),
+        _needs("function", "RegularExpression", "pattern"),
+    ),
+    "FullTuning": (
+        _at_most_one("freeze", "trainable"),
+        _at_most_one("preset", "trainable"),
+        _at_most_one("preset", "freeze"),
+        _at_most_one("preset", "firstLayers"),
+    ),
+    "SoftPrompt": (_belongs("initText", "init", "Text"), _needs("init", "Text", "initText")),
+    "PretrainSettings": (_belongs("vocabularySize", "tokenizer", "BytePair"),),
     "Quantization": (
         {
             "rule": "!has(self.bits) || self.bits == 4 || self.bits == 8",
             "message": "bits is 4 or 8",
             "fieldPath": ".bits",
         },
+        {
+            "rule": "!has(self.bits) || !has(self.type) || (self.bits == 8) == (self.type == 'Int8')",
+            "message": "type Int8 has 8 bits, NF4 and FP4 have 4; set one of bits and type",
+            "fieldPath": ".type",
+        },
     ),
     "Requirement": ({"rule": "has(self.min) || has(self.max)", "message": "set min, max or both"},),
     "Tuning": (
         _member("lora", ("LoRA", "QLoRA")),
-        _member("quantization", ("QLoRA",)),
+        _member("ia3", ("IA3",)),
+        _member("quantization", _QUANTIZED_TUNINGS),
         _member("softPrompt", ("PromptTuning", "PTuning", "PrefixTuning")),
         _member("full", ("Full",)),
     ),
     "Objective": (
+        _member("pretrain", ("Pretrain", "Supervised", "Evaluation")),
         *(_member(kind.lower(), (kind.value,)) for kind in _OBJECTIVES_WITH_SETTINGS),
         {
             "rule": "self.type != 'Distillation' || has(self.distillation)",

@@ -21,14 +21,17 @@ from finetune_api.job import (
     Columns,
     DataFormat,
     Generation,
+    Lora,
     LossOn,
     MasterWeights,
     ObjectiveType,
     OnExisting,
     Optimizer,
     Precision,
+    PretrainTokenizer,
     Requirement,
     Schedule,
+    SoftPrompt,
     Task,
     Truncation,
     TuningType,
@@ -52,6 +55,7 @@ from finetune_api.runmethod import (
 
 __all__ = [
     "RUN_FILE_VERSION",
+    "Input",
     "InputKind",
     "PreflightFile",
     "PreflightInput",
@@ -223,6 +227,8 @@ class InputKind(StrEnum):
     """What a folder of inputs holds."""
 
     MODEL = "Model"
+    CONFIG = "Config"
+    """A model's config and tokenizer without its weights: what Pretrain starts from."""
     ADAPTER = "Adapter"
     DATA = "Data"
 
@@ -231,7 +237,7 @@ class InputKind(StrEnum):
 class Input:
     """One thing that the agent fetches. folder: below WORK/inputs. field: spec path of its URI, without `spec.`.
 
-    digest: what was planned; None for data, whose digest covers all of it.
+    digest: what was planned; None for data, where one digest (dataset.digest) covers all of it in this order.
     """
 
     folder: str
@@ -268,7 +274,9 @@ class RunFile(Document):
 
     def _models(self) -> Iterator[Input]:
         model = self.model
-        yield Input("model", InputKind.MODEL, "model.uri", model.source, model.digest)
+        fresh = self.objective.type == ObjectiveType.PRETRAIN
+        kind = InputKind.CONFIG if fresh else InputKind.MODEL
+        yield Input("model", kind, "model.uri", model.source, model.digest)
         if model.adapter is not None:
             yield Input("adapter", InputKind.ADAPTER, "model.adapter.uri", model.adapter, model.adapter_digest)
         if (distillation := self.objective.distillation) is not None:
@@ -308,11 +316,12 @@ class RunFile(Document):
 
 
 class PreflightInput(Document):
-    """A further place that preflight looks at. kind is an InputKind; field as in Input."""
+    """A further place that preflight looks at. field as in Input. benchmark: whose columns its records must have."""
 
     kind: InputKind
     field: str
     reference: Reference
+    benchmark: Benchmark | None = None
 
 
 class PreflightFile(Document):
@@ -329,15 +338,25 @@ class PreflightFile(Document):
     validation: Reference | None = None
     further: list[PreflightInput] = []
     """Adapter, teacher, reward models, test, retention and benchmark data."""
+    lora: Lora | None = None
+    soft_prompt: SoftPrompt | None = None
+    """With lora: what the settings of an earlier adapter are compared with."""
     loss_on: LossOn | None = None
     truncation: Truncation | None = None
     max_sequence_length: int | None = None
+    max_source_tokens: int | None = None
+    max_target_tokens: int | None = None
+    new_tokens: int = 0
+    """How much of the sequence the model itself writes (PPO, GRPO)."""
     validation_fraction: float | None = None
+    test_fraction: float | None = None
     max_bad_share: float = 0.0
     format: DataFormat | None = None
     columns: Columns | None = None
     prompt_template: str | None = None
+    pretrain_tokenizer: PretrainTokenizer | None = None
     output: Reference
+    publish: RunPublish | None = None
     on_existing: OnExisting
     local: bool = False
     """True under `finetune run`: only then is file:// allowed."""

@@ -107,11 +107,10 @@ def tell_the_end(running: Stand, client: Any, job: dict[str, Any], succeeded: bo
 def before_and_after(report: dict[str, Any]) -> list[str]:
     """The table of losses, and where the report and the curve are."""
     found = report["evaluation"]
+    base, tuned, change = found["base"], found["tuned"], found["changePercent"]
     return [
         f"{'':<12}{'base':>10}{'tuned':>10}{'change':>10}   on {found['records']} records",
-        f"{'loss':<12}{found['baseLoss']:>10.3f}{found['loss']:>10.3f}{found['lossChangePercent']:>9.1f}%",
-        f"{'perplexity':<12}{found['basePerplexity']:>10.2f}{found['perplexity']:>10.2f}"
-        f"{found['perplexityChangePercent']:>9.1f}%",
+        *(f"{name:<12}{base[name]:>10.3f}{tuned[name]:>10.3f}{change[name]:>9.1f}%" for name in ("loss", "perplexity")),
         "report.md has the settings with their reasons and the loss curve (loss.png).",
     ]
 

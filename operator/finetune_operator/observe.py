@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pydantic import ValidationError
 
 from finetune_api import naming
-from finetune_api.planner import Pool
+from finetune_api.planner import Pool, named_jobs
 from finetune_api.pool import GPUPoolSpec
 from finetune_api.status import ConditionType
 from finetune_operator.clock import parse_time
@@ -30,8 +30,8 @@ async def observe(kube: Kube, key: str, config: Config) -> Snapshot | None:
         job = job_view(await kube.get("FineTuneJob", name, namespace))
     except NotFound:
         return None
-    children, pods, pools, plan_file = await asyncio.gather(
-        _children(kube, job), _pods(kube, job), _pools(kube, job), _plan_file(kube, job)
+    children, pods, pools, plan_file, earlier = await asyncio.gather(
+        _children(kube, job), _pods(kube, job), _pools(kube, job), _plan_file(kube, job), _named_jobs(kube, job)
     )
     current = job.status.current
     own = {child.uid for child in children} | {current.job_uid if current is not None else None}
@@ -50,6 +50,7 @@ async def observe(kube: Kube, key: str, config: Config) -> Snapshot | None:
         plan_file=plan_file,
         warnings=warnings,
         unreachable_nodes=unreachable,
+        named_jobs=earlier,
     )
 
 
@@ -96,6 +97,21 @@ async def _plan_file(kube: Kube, job: JobView) -> PlanFile | None:
     if controller_uid(body) != job.uid:
         return None
     return PlanFile(uid=body["metadata"]["uid"], text=(body.get("data") or {}).get(RUN_FILE_KEY))
+
+
+async def _named_jobs(kube: Kube, job: JobView) -> tuple[JobView, ...]:
+    """The jobs that the spec names by fromJob, until what they stand for is in status."""
+    if job.spec is None or job.deleting or job.status.plan is not None:
+        return ()
+    known = {item.field for item in job.status.resolved}
+    wanted = {name for path, name in named_jobs(job.spec).items() if path not in known}
+    found = []
+    for name in sorted(wanted):
+        try:
+            found.append(job_view(await kube.get("FineTuneJob", name, job.namespace)))
+        except NotFound:
+            continue
+    return tuple(found)
 
 
 def _is_over(job: JobView) -> bool:

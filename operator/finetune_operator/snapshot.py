@@ -129,6 +129,7 @@ class Snapshot:
 
     unreachable_nodes: nodes that are gone or not ready, among those that hold a pod past its grace period.
     obstacles: what stood in the way of this reconcile's own actions.
+    named_jobs: the FineTuneJobs that the spec names and that exist, while they still have to be looked at.
     """
 
     now: datetime
@@ -141,6 +142,7 @@ class Snapshot:
     warnings: tuple[WarningEvent, ...] = ()
     unreachable_nodes: frozenset[str] = frozenset()
     obstacles: tuple[Obstacle, ...] = ()
+    named_jobs: tuple[JobView, ...] = ()
 
     @property
     def status(self) -> FineTuneJobStatus:

@@ -68,20 +68,28 @@ def tiny_model(
     tied: bool = False,
     spread: float = 0.02,
     positions: int = 128,
+    labels: tuple[str, ...] = (),
+    dropout: float = 0.1,
     seed: int = 0,
 ) -> Path:
     """A folder with a random model of family and its tokenizer; the weights depend on the arguments only.
 
     vocabulary: size of the embeddings, at least 320 (the tokenizer has 320 tokens at most). spread: standard deviation of
-    the random weights; 0.2 gives the frozen head enough range for an adapter to learn.
+    the random weights; 0.2 gives the frozen head enough range for an adapter to learn. labels: names of classes; with
+    them the model is saved with a head that classifies texts. dropout: of gpt2.
     """
     import torch
 
-    folder = _root() / f"{family}-{chat_template}-{dtype}-{width}-{layers}-{vocabulary}-{tied}-{spread}-{positions}-{seed}"
+    made_of = (family, chat_template, dtype, width, layers, vocabulary, tied, spread, positions, *labels, dropout, seed)
+    folder = _root() / "-".join(map(str, made_of))
     write_tokenizer(folder, chat_template=chat_template, mask=family in ENCODERS)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = _auto(family).from_config(_config(family, width, layers, vocabulary, tied, spread, positions))
+    config = _config(family, width, layers, vocabulary, tied, spread, positions, dropout)
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
+    model = _auto(family, classifies=bool(labels)).from_config(config)
     torch.random.set_rng_state(state)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
@@ -122,7 +130,7 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False, mask: bool = F
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float, positions: int):
+def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float, positions: int, dropout: float):
     """The family's config with the family's own names for width and depth."""
     from transformers import AutoConfig
 
@@ -155,7 +163,15 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
         "initializer_factor": spread / 0.02,
     }
     own = {
-        "gpt2": {"n_embd": width, "n_layer": layers, "n_head": 2, "n_positions": positions},
+        "gpt2": {
+            "n_embd": width,
+            "n_layer": layers,
+            "n_head": 2,
+            "n_positions": positions,
+            "embd_pdrop": dropout,
+            "attn_pdrop": dropout,
+            "resid_pdrop": dropout,
+        },
         "llama": grouped,
         "qwen2": grouped,
         "gpt_neox": plain,
@@ -178,9 +194,16 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
     return AutoConfig.for_model(family, **own[family], **shared)
 
 
-def _auto(family: str):
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+def _auto(family: str, *, classifies: bool):
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
 
+    if classifies:
+        return AutoModelForSequenceClassification
     if family in ENCODERS:
         return AutoModelForMaskedLM
     return AutoModelForSeq2SeqLM if family in SEQ2SEQ else AutoModelForCausalLM

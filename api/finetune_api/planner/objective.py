@@ -5,21 +5,22 @@ from __future__ import annotations
 from finetune_api.job import (
     BuiltInReward,
     DistillationSettings,
+    DpoSettings,
     FineTuneJobSpec,
+    GrpoSettings,
+    KtoSettings,
     ObjectiveType,
+    PpoSettings,
     PreferenceSettings,
-    PretrainSettings,
-    PretrainTokenizer,
     ReinforcementSettings,
-    Task,
 )
 from finetune_api.planner.ledger import Ledger
+from finetune_api.planner.pretrain import is_noised, pretrain
 from finetune_api.planner.references import References
 from finetune_api.runfile import (
     RunDistillation,
     RunObjective,
     RunPreference,
-    RunPretrain,
     RunReinforcement,
     RunReward,
 )
@@ -27,9 +28,8 @@ from finetune_api.status import Preflight
 
 PREFERENCES = (ObjectiveType.DPO, ObjectiveType.ORPO, ObjectiveType.KTO)
 REINFORCEMENTS = (ObjectiveType.PPO, ObjectiveType.GRPO)
-NOISED = (Task.MASKED_LM, Task.SEQ2SEQ)
 DEFAULT_NEW_TOKENS = 256
-_VOCABULARY = 32000
+GENERATIONS = 8
 _ITERATIONS = {ObjectiveType.PPO: 4, ObjectiveType.GRPO: 1}
 
 # beta and where it comes from.
@@ -70,15 +70,6 @@ def iterations(spec: FineTuneJobSpec) -> int:
     return given.iterations or _ITERATIONS[spec.objective_type]
 
 
-def is_noised(spec: FineTuneJobSpec, data_format: str) -> bool:
-    """Whether tokens of plain text are hidden and predicted: masked models, and span corruption of Seq2Seq."""
-    if spec.task not in NOISED:
-        return False
-    kind = spec.objective_type
-    plain = data_format == "Text"
-    return kind == ObjectiveType.PRETRAIN or (kind in (ObjectiveType.SUPERVISED, ObjectiveType.EVALUATION) and plain)
-
-
 def objective(
     spec: FineTuneJobSpec,
     data_format: str,
@@ -92,58 +83,18 @@ def objective(
     ledger.pick("objective.type", spec.objective and spec.objective.type, kind, "learn from the records as they are")
     given = settings_of(spec)
     distillation = spec.objective.distillation if spec.objective else None
-    pretrain = None
+    resolved = None
     if kind == ObjectiveType.PRETRAIN or is_noised(spec, data_format):
-        pretrain = _pretrain(spec, sequence_length, ledger)
+        resolved = pretrain(spec, sequence_length, ledger)
     reinforcement = None
     if isinstance(given, ReinforcementSettings):
         reinforcement = _reinforcement(kind, given, references, found, ledger)
     return RunObjective(
         type=kind,
-        pretrain=pretrain,
+        pretrain=resolved,
         distillation=_distillation(distillation, references, found, ledger) if distillation else None,
         preference=_preference(kind, given, ledger) if kind in PREFERENCES else None,
         reinforcement=reinforcement,
-    )
-
-
-def default_tokenizer(spec: FineTuneJobSpec) -> PretrainTokenizer:
-    """The tokenizer of a Pretrain run."""
-    given = (spec.objective and spec.objective.pretrain) or PretrainSettings()
-    return given.tokenizer or PretrainTokenizer.MODEL
-
-
-def _pretrain(spec: FineTuneJobSpec, sequence_length: int, ledger: Ledger) -> RunPretrain:
-    given = (spec.objective and spec.objective.pretrain) or PretrainSettings()
-    path = "objective.pretrain"
-    fresh = spec.objective_type == ObjectiveType.PRETRAIN
-    tokenizer, windows, vocabulary = default_tokenizer(spec), False, None
-    if fresh:
-        ledger.pick(f"{path}.tokenizer", given.tokenizer, tokenizer, "the base's own")
-        character = tokenizer == PretrainTokenizer.CHARACTER
-        windows = ledger.pick(
-            f"{path}.randomWindows",
-            given.random_windows,
-            character,
-            "one running text has no documents to keep apart" if character else "whole documents are packed",
-        )
-    if fresh and tokenizer == PretrainTokenizer.BYTE_PAIR:
-        vocabulary = ledger.pick(f"{path}.vocabularySize", given.vocabulary_size, _VOCABULARY, "as in Llama 2")
-    noised = spec.task in NOISED
-    share = given.mask_probability or 0.15
-    span = given.mean_span_length or 3.0
-    if noised:
-        paper = "as in the BERT paper" if spec.task == Task.MASKED_LM else "as in the T5 paper"
-        ledger.pick(f"{path}.maskProbability", given.mask_probability, share, paper)
-    if spec.task == Task.SEQ2SEQ:
-        ledger.pick(f"{path}.meanSpanLength", given.mean_span_length, span, "as in the T5 paper")
-    return RunPretrain(
-        tokenizer=tokenizer,
-        vocabulary_size=vocabulary,
-        random_windows=windows,
-        block_size=ledger.pick(f"{path}.blockSize", given.block_size, sequence_length, "maxSequenceLength"),
-        mask_probability=share,
-        mean_span_length=span,
     )
 
 
@@ -164,32 +115,37 @@ def _distillation(
 
 
 def _preference(kind: ObjectiveType, given: object, ledger: Ledger) -> RunPreference:
-    own = given if isinstance(given, PreferenceSettings) else PreferenceSettings()
     path = f"objective.{kind.lower()}"
     beta, why = _PREFERENCE_BETA[kind]
-    resolved = {"beta": ledger.pick(f"{path}.beta", own.beta, beta, why)}
+    own = given if isinstance(given, PreferenceSettings) else PreferenceSettings()
+    resolved = RunPreference(beta=ledger.pick(f"{path}.beta", own.beta, beta, why))
     if kind == ObjectiveType.DPO:
+        dpo = given if isinstance(given, DpoSettings) else DpoSettings()
         why = "the pairs are taken as they are"
-        resolved["label_smoothing"] = ledger.pick(f"{path}.labelSmoothing", own.label_smoothing, 0.0, why)
+        smoothing = ledger.pick(f"{path}.labelSmoothing", dpo.label_smoothing, 0.0, why)
+        return resolved.model_copy(update={"label_smoothing": smoothing})
     if kind == ObjectiveType.KTO:
+        kto = given if isinstance(given, KtoSettings) else KtoSettings()
         why = "both kinds weigh the same"
-        resolved["desirable_weight"] = ledger.pick(f"{path}.desirableWeight", own.desirable_weight, 1.0, why)
-        resolved["undesirable_weight"] = ledger.pick(f"{path}.undesirableWeight", own.undesirable_weight, 1.0, why)
-    return RunPreference(**resolved)
+        return resolved.model_copy(
+            update={
+                "desirable_weight": ledger.pick(f"{path}.desirableWeight", kto.desirable_weight, 1.0, why),
+                "undesirable_weight": ledger.pick(f"{path}.undesirableWeight", kto.undesirable_weight, 1.0, why),
+            }
+        )
+    return resolved
 
 
 def _reinforcement(
     kind: ObjectiveType, given: ReinforcementSettings, references: References, found: Preflight, ledger: Ledger
 ) -> RunReinforcement:
     path = f"objective.{kind.lower()}"
-    grpo = kind == ObjectiveType.GRPO
     beta, why = _REINFORCEMENT_BETA[kind]
+    fresh = _ITERATIONS[kind] == 1
     resolved = RunReinforcement(
         rewards=_rewards(path, given, references, found, ledger),
         beta=ledger.pick(f"{path}.beta", given.beta, beta, why),
-        generations=ledger.pick(f"{path}.generations", given.generations, 8, "a group that fits one GPU")
-        if grpo
-        else 1,
+        generations=1,
         max_new_tokens=ledger.pick(
             f"{path}.maxNewTokens", given.max_new_tokens, DEFAULT_NEW_TOKENS, "room for a short answer"
         ),
@@ -201,18 +157,19 @@ def _reinforcement(
             f"{path}.iterations",
             given.iterations,
             _ITERATIONS[kind],
-            "every step sees fresh completions" if grpo else "completions are dear, and the clip bounds the drift",
+            "every step sees fresh completions" if fresh else "completions are dear, and the clip bounds the drift",
         ),
     )
-    if grpo:
-        return resolved
+    if isinstance(given, GrpoSettings):
+        generations = ledger.pick(f"{path}.generations", given.generations, GENERATIONS, "a group that fits one GPU")
+        return resolved.model_copy(update={"generations": generations})
+    ppo = given if isinstance(given, PpoSettings) else PpoSettings(rewards=given.rewards)
+    why = "as in Ziegler et al. 2019"
     return resolved.model_copy(
         update={
-            "discount": ledger.pick(f"{path}.discount", given.discount, 1.0, "the reward comes at the end"),
-            "gae_lambda": ledger.pick(f"{path}.gaeLambda", given.gae_lambda, 0.95, "as in Ziegler et al. 2019"),
-            "value_coefficient": ledger.pick(
-                f"{path}.valueCoefficient", given.value_coefficient, 0.1, "as in Ziegler et al. 2019"
-            ),
+            "discount": ledger.pick(f"{path}.discount", ppo.discount, 1.0, "the reward comes at the end"),
+            "gae_lambda": ledger.pick(f"{path}.gaeLambda", ppo.gae_lambda, 0.95, why),
+            "value_coefficient": ledger.pick(f"{path}.valueCoefficient", ppo.value_coefficient, 0.1, why),
         }
     )
 

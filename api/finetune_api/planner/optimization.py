@@ -18,7 +18,8 @@ from finetune_api.job import (
     TuningType,
 )
 from finetune_api.planner.ledger import Ledger
-from finetune_api.planner.objective import PREFERENCES, REINFORCEMENTS, default_tokenizer
+from finetune_api.planner.objective import PREFERENCES, REINFORCEMENTS
+from finetune_api.planner.pretrain import default_tokenizer
 from finetune_api.planner.tuning import SOFT_PROMPTS
 from finetune_api.runfile import RunEarlyStopping
 

@@ -6,17 +6,20 @@ Without a pin, pools are tried by price; on each pool the smallest number of GPU
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec, Hyperparameters, ObjectiveType, Precision, Resources, TuningType
+from finetune_api.job import FineTuneJobSpec, Hyperparameters, MasterWeights, ObjectiveType, Resources, TuningType
 from finetune_api.planner import memory, settings, support
+from finetune_api.planner.facts import require_possible
 from finetune_api.planner.ledger import Ledger
-from finetune_api.planner.optimization import Optimization, optimization
+from finetune_api.planner.optimization import optimization
 from finetune_api.planner.references import References
-from finetune_api.planner.tuning import DEFAULT_RANK
-from finetune_api.planner.write import DEFAULT_GLOBAL_BATCH, Fit, Given, Planned, Pool, write
+from finetune_api.planner.shape import shape_of
+from finetune_api.planner.write import DEFAULT_GLOBAL_BATCH, Fit, Given, Planned, Pool, described, write
 from finetune_api.runfile import RunJob
 from finetune_api.status import DataFacts, ModelFacts, Preflight
+from finetune_api.validity import refusing
 
 MAX_PARAMETERS_ON_CPU = 10**9
 MICRO_BATCHES = (8, 4, 2, 1)
@@ -40,19 +43,18 @@ def make_plan(
         raise FinetuneError(
             "; ".join(item.message for item in refused), failure_class="UnsupportedField", field=refused[0].field
         )
-    if preflight.model is None or preflight.data is None:
-        raise FinetuneError("preflight did not describe model and data")
-    fit, reason = _choose(spec, preflight.model, preflight.data, pools)
+    fit, reason = _choose(spec, preflight, pools)
     return write(Given(spec, job, preflight, references, trainer_image), fit, reason)
 
 
-def _choose(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pools: Sequence[Pool]) -> tuple[Fit, str]:
+def _choose(spec: FineTuneJobSpec, preflight: Preflight, pools: Sequence[Pool]) -> tuple[Fit, str]:
+    model, _ = described(preflight)
     resources = spec.resources or Resources()
     candidates, reason = _candidates(resources, model, pools)
     fits: list[Fit] = []
     lacks: list[str] = []
     for pool in candidates:
-        found = _fit(spec, model, data, pool, resources)
+        found = _fit(spec, preflight, pool, resources)
         if isinstance(found, Fit):
             fits.append(found)
         else:
@@ -89,7 +91,7 @@ def _skipped(pool: Pool, resources: Resources, model: ModelFacts) -> str:
     return "a CPU pool, taken only when pinned by resources.pool"
 
 
-def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, resources: Resources) -> Fit | str:
+def _fit(spec: FineTuneJobSpec, preflight: Preflight, pool: Pool, resources: Resources) -> Fit | str:
     """The smallest gang on this pool that holds the run, or what it lacks."""
     nodes = resources.nodes or 1
     if nodes > pool.spec.max_nodes:
@@ -99,7 +101,7 @@ def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, 
         if gpus > pool.spec.gpus_per_node:
             lack = f"has {pool.spec.gpus_per_node} GPUs per node, {gpus} are asked for"
             continue
-        found = _batch(spec, model, data, pool, gpus, nodes, zero_stage)
+        found = _batch(spec, preflight, pool, gpus, nodes, zero_stage)
         if isinstance(found, Fit):
             return found
         lack = found
@@ -107,49 +109,49 @@ def _fit(spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, 
 
 
 def _gangs(spec: FineTuneJobSpec, pool: Pool, resources: Resources) -> Iterator[tuple[int, int]]:
-    hp = spec.hyperparameters or Hyperparameters()
-    counts = (resources.gpus,) if resources.gpus else (1, 2, 4, 8)
-    may_shard = (
-        spec.tuning_type not in (None, TuningType.QLORA)
-        and (resources.nodes or 1) == 1
-        and hp.optimizer in (None, *support.ZERO_OPTIMIZERS)
-        and not (pool.on_cpu and hp.precision == Precision.FP16)
-    )
-    for gpus in counts:
+    """(GPUs per node, ZeRO stage) from the smallest gang up."""
+    given = spec.hyperparameters.zero_stage if spec.hyperparameters is not None else None
+    sharded = _sharded_stage(spec, pool)
+    for gpus in (resources.gpus,) if resources.gpus else (1, 2, 4, 8):
         if gpus > pool.spec.gpus_per_node and not resources.gpus:
             return
-        if hp.zero_stage is not None:
-            yield gpus, hp.zero_stage
+        if given is not None:
+            yield gpus, given
             continue
         if gpus == 1 or resources.gpus:
             yield gpus, 0
-        if gpus > 1 and may_shard:
-            yield gpus, 3
+        if gpus > 1 and sharded is not None:
+            yield gpus, sharded
+
+
+def _sharded_stage(spec: FineTuneJobSpec, pool: Pool) -> int | None:
+    """The stage that shards most of what the run may shard; None where sharding is out of the question."""
+    hp = spec.hyperparameters or Hyperparameters()
+    if ((spec.resources and spec.resources.nodes) or 1) > 1 or hp.optimizer not in (None, *support.ZERO_OPTIMIZERS):
+        return None
+    if hp.master_weights == MasterWeights.BF16:
+        return None
+    for stage in (3, 2) if spec.tuning_type == TuningType.FULL else (3,):
+        if refusing(support.cell_of(spec, zero_stage=stage, on_cpu=pool.on_cpu)) is None:
+            return stage
+    return None
 
 
 def _batch(
-    spec: FineTuneJobSpec, model: ModelFacts, data: DataFacts, pool: Pool, gpus: int, nodes: int, zero_stage: int
+    spec: FineTuneJobSpec, preflight: Preflight, pool: Pool, gpus: int, nodes: int, zero_stage: int
 ) -> Fit | str:
+    model, data = described(preflight)
     ledger = Ledger()
     chosen = optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
-    _require_possible(spec, chosen, pool, zero_stage)
+    require_possible(spec, chosen, model, zero_stage=zero_stage, on_cpu=pool.on_cpu)
     length = settings.sequence_length(spec, data, model.max_positions, ledger)
     _require_length(spec, model, length)
+    shape = shape_of(
+        spec, preflight, chosen, length, world_size=gpus * nodes, zero_stage=zero_stage, on_cpu=pool.on_cpu
+    )
     best = None
     for micro, accumulation in _micro_batches(spec, data, gpus * nodes):
-        shape = memory.Shape(
-            tuning=spec.tuning_type or TuningType.FULL,
-            precision=chosen.precision,
-            optimizer=chosen.optimizer,
-            micro_batch_size=micro,
-            sequence_length=length,
-            gradient_checkpointing=chosen.gradient_checkpointing,
-            lora_rank=_rank(spec),
-            world_size=gpus * nodes,
-            zero_stage=zero_stage,
-            on_cpu=pool.on_cpu,
-        )
-        best = memory.estimate(model, shape)
+        best = memory.estimate(model, replace(shape, micro_batch_size=micro))
         if best.total_gib <= pool.spec.gpu_memory_gib * memory.USABLE_SHARE:
             return Fit(pool, gpus, nodes, zero_stage, micro, accumulation, best, chosen, length, tuple(ledger.settings))
     needs = best.total_gib if best else 0.0
@@ -157,15 +159,6 @@ def _batch(
         f"needs about {needs:.1f} GiB per GPU with {gpus * nodes} GPUs and micro batch 1, has "
         f"{pool.spec.gpu_memory_gib:g} GiB of which {memory.USABLE_SHARE:.0%} can be used"
     )
-
-
-def _require_possible(spec: FineTuneJobSpec, chosen: Optimization, pool: Pool, zero_stage: int) -> None:
-    if zero_stage and pool.on_cpu and chosen.precision == Precision.FP16:
-        raise FinetuneError(
-            "hyperparameters.precision: FP16 with zeroStage above 0 needs a GPU; choose BF16 or FP32 on a CPU pool",
-            failure_class="InvalidSpec",
-            field="spec.hyperparameters.precision",
-        )
 
 
 def _require_length(spec: FineTuneJobSpec, model: ModelFacts, length: int) -> None:
@@ -176,11 +169,6 @@ def _require_length(spec: FineTuneJobSpec, model: ModelFacts, length: int) -> No
         failure_class="InvalidSpec",
         field="spec.hyperparameters.maxSequenceLength",
     )
-
-
-def _rank(spec: FineTuneJobSpec) -> int:
-    lora = spec.tuning.lora if spec.tuning is not None else None
-    return (lora.rank if lora is not None else None) or DEFAULT_RANK
 
 
 def _micro_batches(spec: FineTuneJobSpec, data: DataFacts, world: int) -> Iterator[tuple[int, int]]:

@@ -17,12 +17,12 @@ from finetune_api.job import (
     FineTuneJobSpec,
     HeldOut,
     Model,
-    OnExisting,
     Publish,
     Source,
     Storage,
 )
-from finetune_api.runfile import InputKind, PreflightFile, PreflightInput, Reference, RunJob, StorageAccess
+from finetune_api.model import FurtherModel
+from finetune_api.runfile import Reference, StorageAccess
 from finetune_api.uri import parse_uri
 
 
@@ -88,51 +88,6 @@ def build_references(spec: FineTuneJobSpec, defaults: Storage | None = None, *, 
     return builder.finish(references)
 
 
-def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *, local: bool = False) -> PreflightFile:
-    """What preflight has to check."""
-    return PreflightFile(
-        job=job,
-        spec_digest=spec_digest(spec),
-        model=references.model,
-        task=spec.task,
-        objective=spec.objective_type,
-        tuning=spec.tuning_type,
-        sources=references.sources,
-        validation=references.validation,
-        further=further_inputs(spec, references),
-        loss_on=spec.dataset.loss_on,
-        truncation=spec.dataset.truncation,
-        max_sequence_length=spec.hyperparameters.max_sequence_length if spec.hyperparameters else None,
-        validation_fraction=spec.dataset.validation.fraction if spec.dataset.validation else None,
-        max_bad_share=spec.dataset.max_bad_share or 0.0,
-        format=spec.dataset.format,
-        columns=spec.dataset.columns,
-        prompt_template=spec.dataset.prompt_template,
-        output=references.output,
-        on_existing=spec.output.on_existing or OnExisting.FAIL,
-        local=local,
-    )
-
-
-def further_inputs(spec: FineTuneJobSpec, references: References) -> list[PreflightInput]:
-    """What a run reads beside its base model and its records, in the order of the run file's inputs."""
-    found: list[tuple[InputKind, str, Reference | None]] = [
-        (InputKind.ADAPTER, "model.adapter.uri", references.adapter),
-        (InputKind.MODEL, "objective.distillation.teacher.uri", references.teacher),
-    ]
-    for number, reward in enumerate(references.rewards):
-        found.append((InputKind.MODEL, f"objective.{spec.objective_type.lower()}.rewards[{number}].model.uri", reward))
-    found.append((InputKind.DATA, "dataset.test.source.uri", references.test))
-    found.append((InputKind.DATA, "evaluation.retention.uri", references.retention))
-    for number, benchmark in enumerate(references.benchmarks):
-        found.append((InputKind.DATA, f"evaluation.benchmarks[{number}].source.uri", benchmark))
-    return [
-        PreflightInput(kind=kind, field=path, reference=reference)
-        for kind, path, reference in found
-        if reference is not None
-    ]
-
-
 class _Builder:
     def __init__(self, spec: FineTuneJobSpec, defaults: Storage, local: bool) -> None:
         self.spec = spec
@@ -148,7 +103,7 @@ class _Builder:
         reference = self.reference(path, source.uri, source.credentials, source.storage, revision=source.revision)
         return reference.model_copy(update={"config": source.config, "split": source.split, "weight": source.weight})
 
-    def model(self, path: str, model: Model) -> Reference:
+    def model(self, path: str, model: FurtherModel) -> Reference:
         if model.uri is None:
             what = (
                 f"{path}.fromJob is resolved in a cluster only; write the artifact's {path}.uri"

@@ -1,4 +1,7 @@
-"""What the schema can say and this release cannot do yet. Such a value is refused by name, never ignored."""
+"""What the schema can say and the spec alone shows to be impossible. Such a value is refused by name, never ignored.
+
+Combinations of method, model and parallelism are in finetune_api.validity; here is the rest.
+"""
 
 from __future__ import annotations
 
@@ -7,59 +10,76 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.base import Document
+from finetune_api.failures import FinetuneError
 from finetune_api.job import (
     Attention,
-    DataFormat,
     FineTuneJobSpec,
-    LoraVariant,
+    MasterWeights,
     ObjectiveType,
     Optimizer,
-    QuantizationType,
+    Precision,
     Source,
     Task,
     TuningType,
 )
+from finetune_api.metrics import check_metrics, offered_metrics
+from finetune_api.model import FurtherModel
+from finetune_api.planner.from_job import TAKES_ADAPTER
+from finetune_api.planner.objective import REINFORCEMENTS
+from finetune_api.planner.pretrain import NOISED
+from finetune_api.planner.tuning import SOFT_PROMPTS, quantization_type
+from finetune_api.validity import Cell, refusing
 
 # Fields with some values that work. docs/supported.md is generated from this table and the next.
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "model.task": (Task.CAUSAL_LM,),
     "model.attention": (Attention.EAGER, Attention.SDPA),
-    "dataset.format": (
-        DataFormat.TEXT,
-        DataFormat.PROMPT_COMPLETION,
-        DataFormat.MESSAGES,
-        DataFormat.ALPACA,
-        DataFormat.QUESTION_ANSWER,
-    ),
-    "objective.type": (ObjectiveType.SUPERVISED,),
-    "tuning.type": (TuningType.FULL, TuningType.LORA, TuningType.QLORA),
-    "tuning.lora.variant": (LoraVariant.STANDARD,),
-    "tuning.quantization.bits": (4,),
-    "tuning.quantization.type": (QuantizationType.NF4,),
 }
 
 # Fields that must be absent (a field of type boolean: absent or false).
 NOT_YET = (
-    "model.tokenizer",
-    "model.adapter",
-    "model.fromJob",
     "model.cache",
-    "dataset.test",
-    "dataset.maxSourceTokens",
-    "dataset.maxTargetTokens",
-    "tuning.full",
-    "hyperparameters.packing",
-    "hyperparameters.earlyStopping",
-    "evaluation.metrics",
-    "evaluation.require",
-    "checkpoint.keepBest",
     "queueName",
 )
 
 # DeepSpeed shards the state of these.
 ZERO_OPTIMIZERS = (Optimizer.ADAMW,)
 
+# Fields that say how to train: an evaluation has no use for them.
+TRAINING_ONLY = (
+    *(
+        f"hyperparameters.{name}"
+        for name in (
+            "epochs",
+            "maxSteps",
+            "learningRate",
+            "schedule",
+            "warmupRatio",
+            "weightDecay",
+            "globalBatchSize",
+            "packing",
+            "groupByLength",
+            "optimizer",
+            "masterWeights",
+            "neftuneAlpha",
+            "routerLossWeight",
+            "gradientCheckpointing",
+            "maxGradNorm",
+            "earlyStopping",
+        )
+    ),
+    "tuning.lora",
+    "dataset.validation",
+    "dataset.test",
+    "dataset.balanceLabels",
+    "evaluation.everySteps",
+    "checkpoint",
+    "output.mergeAdapter",
+    "output.maxShardSizeGiB",
+    "output.publish",
+)
+
 _ORDER = [field.alias for field in FineTuneJobSpec.model_fields.values()]
+Found = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -71,10 +91,30 @@ class Unsupported:
 
 
 def unsupported(spec: FineTuneJobSpec) -> list[Unsupported]:
-    """Every value of spec that this release cannot honour, in the order of the spec."""
-    found = [*_refused_choices(spec), *_not_yet(spec), *_places(spec), *_combinations(spec)]
-    found.sort(key=lambda item: _ORDER.index(item[0].split(".")[0]))
+    """Every value of spec that cannot be honoured, in the order of the spec."""
+    checks = (_combination, _refused_choices, _not_yet, _model, _places, _dataset, _objective, _tuning)
+    found = [item for check in checks for item in check(spec)]
+    found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_evaluation_only(spec)]
+    found.sort(key=lambda item: _ORDER.index(item[0].split(".")[0].split("[")[0]))
     return [Unsupported(f"spec.{path}", message) for path, message in found]
+
+
+def cell_of(
+    spec: FineTuneJobSpec, *, zero_stage: int = 0, precision: Precision | None = None, on_cpu: bool = False
+) -> Cell:
+    """The spec's place in the validity table; what the job sets itself goes before zero_stage and precision."""
+    hp = spec.hyperparameters
+    given_stage = hp.zero_stage if hp is not None else None
+    given_precision = hp.precision if hp is not None else None
+    return Cell(
+        objective=spec.objective_type,
+        tuning=spec.tuning.type if spec.tuning is not None else None,
+        task=spec.task,
+        quantization=quantization_type(spec),
+        zero_stage=zero_stage if given_stage is None else given_stage,
+        precision=given_precision or precision or Precision.FP32,
+        on_cpu=on_cpu,
+    )
 
 
 def _value(spec: FineTuneJobSpec, path: str) -> Any:
@@ -88,34 +128,67 @@ def _value(spec: FineTuneJobSpec, path: str) -> Any:
     return value
 
 
-def _refused_choices(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+def _combination(spec: FineTuneJobSpec) -> Found:
+    rule = refusing(cell_of(spec))
+    if rule is not None:
+        yield rule.field, rule.message
+
+
+def _refused_choices(spec: FineTuneJobSpec) -> Found:
     for path, allowed in CHOICES.items():
         value = _value(spec, path)
         if value is not None and value not in allowed:
             yield path, f"{path}: {value} is not supported yet; choose {' or '.join(map(str, allowed))}"
 
 
-def _not_yet(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+def _not_yet(spec: FineTuneJobSpec) -> Found:
     for path in NOT_YET:
         value = _value(spec, path)
         if value is not None and value is not False:
             yield path, f"{path} is not supported yet; remove it"
 
 
-def _places(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    model = spec.model
+def _model(spec: FineTuneJobSpec) -> Found:
+    yield from _revision(spec.model, "model")
+    if spec.model.adapter is None:
+        return
+    path = "model.adapter"
+    if spec.model.adapter.revision is not None and not spec.model.adapter.uri.startswith("hf://"):
+        yield f"{path}.revision", f"{path}.revision belongs to hf://owner/name; remove it"
+    if spec.tuning_type == TuningType.FULL:
+        yield path, f"{path}: Full trains the base itself; choose the merged model as model.uri"
+    elif spec.objective_type not in TAKES_ADAPTER:
+        yield path, f"{path}: {spec.objective_type} starts from a whole model; choose the merged model as model.uri"
+
+
+def _revision(model: FurtherModel, path: str) -> Found:
     if model.revision is not None and not (model.uri or "").startswith("hf://"):
-        yield "model.revision", "model.revision belongs to hf://owner/name; remove it"
+        yield f"{path}.revision", f"{path}.revision belongs to hf://owner/name; remove it"
+
+
+def _places(spec: FineTuneJobSpec) -> Found:
     for index, source in enumerate(spec.dataset.sources):
         yield from _source(source, f"dataset.sources[{index}]")
-    if spec.dataset.validation is not None and spec.dataset.validation.source is not None:
-        path = "dataset.validation.source"
-        yield from _source(spec.dataset.validation.source, path)
-        if spec.dataset.validation.source.weight is not None:
-            yield f"{path}.weight", f"{path}.weight has no meaning, because held-out records are not mixed; remove it"
+    for path, alone in _single_sources(spec):
+        yield from _source(alone, path)
+        if alone.weight is not None:
+            yield f"{path}.weight", f"{path}.weight has no meaning, because these records are not mixed; remove it"
 
 
-def _source(source: Source, path: str) -> Iterator[tuple[str, str]]:
+def _single_sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, Source]]:
+    for name in ("validation", "test"):
+        held_out = getattr(spec.dataset, name)
+        if held_out is not None and held_out.source is not None:
+            yield f"dataset.{name}.source", held_out.source
+    if spec.evaluation is None:
+        return
+    if spec.evaluation.retention is not None:
+        yield "evaluation.retention", spec.evaluation.retention
+    for number, benchmark in enumerate(spec.evaluation.benchmarks or []):
+        yield f"evaluation.benchmarks[{number}].source", benchmark.source
+
+
+def _source(source: Source, path: str) -> Found:
     if source.uri.startswith("hf://datasets/"):
         return
     for name, value in (("config", source.config), ("split", source.split), ("revision", source.revision)):
@@ -123,16 +196,146 @@ def _source(source: Source, path: str) -> Iterator[tuple[str, str]]:
             yield f"{path}.{name}", f"{path}.{name} belongs to hf://datasets/owner/name; remove it"
 
 
-def _combinations(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+def _dataset(spec: FineTuneJobSpec) -> Found:
+    answers = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
+    if spec.dataset.loss_on is not None and not (spec.task == Task.CAUSAL_LM and spec.objective_type in answers):
+        yield "dataset.lossOn", "dataset.lossOn belongs to Supervised tuning of causal models; remove it"
+    if spec.dataset.balance_labels and not (
+        spec.task == Task.SEQUENCE_CLASSIFICATION and spec.objective_type == ObjectiveType.SUPERVISED
+    ):
+        yield "dataset.balanceLabels", "dataset.balanceLabels belongs to SequenceClassification; remove it"
+
+
+def _objective(spec: FineTuneJobSpec) -> Found:
+    if spec.objective is None:
+        return
+    distillation = spec.objective.distillation
+    if distillation is not None:
+        yield from _revision(distillation.teacher, "objective.distillation.teacher")
+    for name in REINFORCEMENTS:
+        settings = getattr(spec.objective, name.lower())
+        for number, term in enumerate(settings.rewards if settings is not None else []):
+            if term.model is not None:
+                yield from _revision(term.model, f"objective.{name.lower()}.rewards[{number}].model")
+    if spec.objective.pretrain is not None:
+        yield from _pretrain(spec)
+
+
+def _pretrain(spec: FineTuneJobSpec) -> Found:
+    path, given = "objective.pretrain", spec.objective.pretrain if spec.objective is not None else None
+    if given is None:
+        return
+    fresh = spec.objective_type == ObjectiveType.PRETRAIN
+    if not fresh and spec.task not in NOISED:
+        yield path, f"{path} belongs to Pretrain, MaskedLM and Seq2Seq; remove it"
+        return
+    for name, value in (
+        ("tokenizer", given.tokenizer),
+        ("vocabularySize", given.vocabulary_size),
+        ("randomWindows", given.random_windows),
+    ):
+        if value is not None and not fresh:
+            yield f"{path}.{name}", f"{path}.{name} belongs to type Pretrain; remove it"
+    if given.mask_probability is not None and spec.task not in NOISED:
+        yield f"{path}.maskProbability", f"{path}.maskProbability belongs to MaskedLM and Seq2Seq; remove it"
+    if given.mean_span_length is not None and spec.task != Task.SEQ2SEQ:
+        yield f"{path}.meanSpanLength", f"{path}.meanSpanLength belongs to Seq2Seq; remove it"
+    length = _value(spec, "hyperparameters.maxSequenceLength")
+    if given.block_size is not None and length not in (None, given.block_size):
+        yield f"{path}.blockSize", f"{path}.blockSize and hyperparameters.maxSequenceLength differ; set only one"
+
+
+def _tuning(spec: FineTuneJobSpec) -> Found:
+    if spec.tuning is None:
+        return
+    prompt, quantization, ia3 = spec.tuning.soft_prompt, spec.tuning.quantization, spec.tuning.ia3
+    if prompt is not None and prompt.projection is not None and spec.tuning.type != TuningType.PREFIX_TUNING:
+        path = "tuning.softPrompt.projection"
+        yield path, f"{path} belongs to PrefixTuning; remove it"
+    if prompt is not None and prompt.init_text is not None and spec.tuning.type != TuningType.PROMPT_TUNING:
+        path = "tuning.softPrompt.initText"
+        yield path, f"{path} belongs to PromptTuning; remove it"
+    if quantization is not None and quantization.double_quant and quantization_type(spec) == "Int8":
+        path = "tuning.quantization.doubleQuant"
+        yield path, f"{path} belongs to the 4-bit types; remove it"
+    if ia3 is not None and not set(ia3.feedforward_modules or ()) <= set(ia3.target_modules or ()):
+        path = "tuning.ia3.feedforwardModules"
+        yield path, f"{path} must be among tuning.ia3.targetModules; set both"
+
+
+def _hyperparameters(spec: FineTuneJobSpec) -> Found:
+    hp = spec.hyperparameters
+    if hp is None:
+        return
+    path = "hyperparameters"
+    pretrains = spec.objective_type == ObjectiveType.PRETRAIN
+    if hp.packing and not pretrains:
+        if spec.tuning_type in SOFT_PROMPTS:
+            yield (
+                f"{path}.packing",
+                f"{path}.packing: a soft prompt leaks from one packed record to the next; remove it",
+            )
+        elif spec.task != Task.CAUSAL_LM or spec.objective_type != ObjectiveType.SUPERVISED:
+            yield f"{path}.packing", f"{path}.packing belongs to Supervised tuning of causal models; remove it"
+    if hp.group_by_length and (hp.packing or pretrains or spec.objective_type in REINFORCEMENTS):
+        yield (
+            f"{path}.groupByLength",
+            f"{path}.groupByLength: rows are of one length, or grow while they train; remove it",
+        )
+    if hp.gradient_checkpointing and spec.tuning_type == TuningType.PREFIX_TUNING:
+        name = f"{path}.gradientCheckpointing"
+        yield name, f"{name}: PrefixTuning passes keys and values that recomputation would lose; remove it"
+    if hp.master_weights == MasterWeights.BF16:
+        name = f"{path}.masterWeights"
+        if spec.tuning_type != TuningType.FULL:
+            yield name, f"{name}: BF16 belongs to Full, adapters are held in FP32; remove it"
+        elif hp.precision not in (None, Precision.BF16):
+            yield name, f"{name}: BF16 goes with precision BF16 only; choose FP32 or set {path}.precision: BF16"
+
+
+def _sharding(spec: FineTuneJobSpec) -> Found:
     zero = _value(spec, "hyperparameters.zeroStage") or 0
+    if not zero:
+        return
     path = "hyperparameters.zeroStage"
-    if zero and (_value(spec, "resources.nodes") or 1) > 1:
+    if (_value(spec, "resources.nodes") or 1) > 1:
         yield path, f"{path} above 0 is not supported yet on more than one node; set resources.nodes: 1"
-    if zero == 3 and spec.tuning_type == TuningType.QLORA:
-        yield path, f"{path}: 3 cannot shard 4-bit weights; choose 0 or 2, or tuning.type: LoRA"
     optimizer = _value(spec, "hyperparameters.optimizer")
-    if zero and optimizer not in (None, *ZERO_OPTIMIZERS):
+    if optimizer not in (None, *ZERO_OPTIMIZERS):
         path = "hyperparameters.optimizer"
         yield path, f"{path}: {optimizer} does not work with zeroStage above 0; choose {' or '.join(ZERO_OPTIMIZERS)}"
-    if spec.output.merge_adapter and spec.tuning_type == TuningType.FULL:
-        yield "output.mergeAdapter", "output.mergeAdapter belongs to LoRA and QLoRA; remove it"
+    if _value(spec, "hyperparameters.masterWeights") == MasterWeights.BF16:
+        path = "hyperparameters.masterWeights"
+        yield path, f"{path}: DeepSpeed shards master weights in FP32; choose FP32 or set hyperparameters.zeroStage: 0"
+
+
+def _output(spec: FineTuneJobSpec) -> Found:
+    if spec.output.merge_adapter and spec.tuning_type in (TuningType.FULL, *SOFT_PROMPTS):
+        path = "output.mergeAdapter"
+        yield path, f"{path} belongs to LoRA, QLoRA and IA3, which have something to merge; remove it"
+
+
+def _metrics(spec: FineTuneJobSpec) -> Found:
+    given = spec.evaluation
+    if given is None:
+        return
+    offered = offered_metrics(
+        spec.objective_type,
+        spec.task,
+        retention=given.retention is not None,
+        benchmarks=[benchmark.name for benchmark in given.benchmarks or []],
+    )
+    try:
+        check_metrics(offered, given.metrics or [], given.require or [])
+    except FinetuneError as error:
+        path = (error.field or "spec.evaluation").removeprefix("spec.")
+        yield path, f"{path}: {error}"
+
+
+def _evaluation_only(spec: FineTuneJobSpec) -> Found:
+    if spec.objective_type != ObjectiveType.EVALUATION:
+        return
+    for path in TRAINING_ONLY:
+        value = _value(spec, path)
+        if value is not None and value is not False:
+            yield path, f"{path}: an evaluation does not train; remove it"

@@ -28,9 +28,9 @@ DEFAULT_VIRTUAL_TOKENS = 20
 def tuning(spec: FineTuneJobSpec, ledger: Ledger) -> RunTuning:
     """The tuning's settings. LoRA's defaults follow Hu et al. 2021 and Dettmers et al. 2023."""
     given = spec.tuning
-    if given is None:
+    if given is None or spec.tuning_type is None:
         ledger.state("tuning.type", None, "an evaluation changes no parameter")
-        return RunTuning(type=TuningType.FULL)
+        return RunTuning(type=TuningType.FULL, quantization=quantization(spec, ledger))
     kind = given.type
     return RunTuning(
         type=kind,

@@ -55,14 +55,19 @@ class Given:
     @property
     def model(self) -> ModelFacts:
         """What preflight says of the base model."""
-        assert self.preflight.model is not None, "only a described model is planned"
-        return self.preflight.model
+        return described(self.preflight)[0]
 
     @property
     def data(self) -> DataFacts:
         """What preflight says of the dataset."""
-        assert self.preflight.data is not None, "only described data is planned"
-        return self.preflight.data
+        return described(self.preflight)[1]
+
+
+def described(preflight: Preflight) -> tuple[ModelFacts, DataFacts]:
+    """What preflight says of model and data; raises FinetuneError(Internal) where it says nothing."""
+    if preflight.model is None or preflight.data is None:
+        raise FinetuneError("preflight did not describe model and data")
+    return preflight.model, preflight.data
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,8 @@ def _plan(given: Given, fit: Fit, pool_reason: str, run: RunFile, ledger: Ledger
 
 def _model(given: Given, fit: Fit, ledger: Ledger) -> RunModel:
     spec, references = given.spec, given.references
+    if spec.model.from_job is not None:
+        ledger.state("model.uri", references.model.uri, f"from FineTuneJob {spec.model.from_job}")
     tokens = spec.model.tokenizer.add_special_tokens if spec.model.tokenizer else None
     return RunModel(
         source=references.model,

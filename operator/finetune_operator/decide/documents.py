@@ -67,10 +67,10 @@ def _finding(item: Finding) -> Finding:
 
 
 def _sane(found: Preflight) -> bool:
-    numbers: list[int] = [found.findings_total]
+    numbers: list[int] = [found.findings_total, *found.further_weight_bytes.values()]
     if found.model is not None:
         numbers += [getattr(found.model, name) for name in _MODEL_NUMBERS]
-        numbers.append(found.model.max_positions or 0)
+        numbers += [found.model.max_positions or 0, found.model.experts or 0]
     if found.data is not None:
         numbers += [getattr(found.data, name) for name in _DATA_NUMBERS]
     return all(0 <= number <= LARGEST for number in numbers)

@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune_api.failures import TABLE
 from finetune_api.job import FineTuneJobSpec
+from finetune_api.planner import with_resolved
 from finetune_api.status import ConditionStatus, ConditionType, Failure, FineTuneJobStatus, State
 from finetune_operator.actions import Action, Decision
 from finetune_operator.clock import format_time
@@ -38,9 +39,9 @@ class Draft:
 
     @property
     def spec(self) -> FineTuneJobSpec:
-        """The spec, where it is known to be readable."""
+        """The spec, where it is known to be readable, with what its fromJob fields stand for."""
         assert self.seen.job.spec is not None, "an unreadable spec is refused before any step that needs it"
-        return self.seen.job.spec
+        return with_resolved(self.seen.job.spec, self.status.resolved)
 
     @property
     def status(self) -> FineTuneJobStatus:
@@ -96,7 +97,7 @@ class Draft:
 
     def start_over(self) -> None:
         """Forgets what an earlier generation of an unplanned job led to."""
-        self.set(preflight=None, failure=None, failures=None, next_attempt_time=None)
+        self.set(resolved=[], preflight=None, failure=None, failures=None, next_attempt_time=None)
         for kind in (ConditionType.VALIDATED, ConditionType.PLANNED):
             self.mark(kind, UNKNOWN, PENDING)
         self.be(State.PENDING, "looking at the job")

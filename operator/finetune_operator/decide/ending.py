@@ -24,6 +24,7 @@ SUSPENDED = "Suspended"
 CANCELLED = "Cancelled"
 DEADLINE = "DeadlineExceeded"
 ASKED_FOR = (SUSPENDED, CANCELLED, DEADLINE)
+KEEPS_ARTIFACT = "RequirementNotMet"  # the run was finished and its artifact published
 NO_ROOM = ("Unschedulable", "QuotaExceeded", "NameTaken")  # waiting for room is no failure of the run
 
 
@@ -51,6 +52,8 @@ def close(draft: Draft, current: Current, cause: Cause) -> None:
     elif cause.failure_class in NO_ROOM:
         _again(draft, cause, nth=_tries_without_room(draft))
     else:
+        if cause.failure_class == KEEPS_ARTIFACT:
+            draft.set(artifacts=_artifacts(draft, current.job_uid))
         _failed(draft, cause)
 
 
@@ -75,27 +78,29 @@ def could_not_start(draft: Draft, cause: Cause) -> None:
 
 
 def _succeed(draft: Draft, current: Current, child: ChildJob) -> None:
-    messages = [read_termination(pod.termination_message) for pod in draft.seen.pods_of(child.uid) if pod.index == 0]
-    said = next((message for message in messages if message is not None), None)
-    uri = draft.spec.output.uri.rstrip("/")
-    full = draft.spec.tuning_type == TuningType.FULL
-    merged = f"{uri}/merged" if draft.spec.output.merge_adapter else None
-    draft.set(
-        artifacts=Artifacts(
-            uri=uri,
-            adapter=None if full else f"{uri}/adapter",
-            model=f"{uri}/model" if full else merged,
-            report=f"{uri}/report.md",
-            base_eval_loss=said.base_eval_loss if said is not None else None,
-            eval_loss=said.eval_loss if said is not None else None,
-        ),
-        completion_time=draft.now,
-        failure=None,
-        next_attempt_time=None,
-    )
+    artifacts = _artifacts(draft, child.uid)
+    draft.set(artifacts=artifacts, completion_time=draft.now, failure=None, next_attempt_time=None)
     checkpoint = _checkpoint(draft, current)
     _record(draft, current, SUCCEEDED, checkpoint)
-    draft.be(State.SUCCEEDED, f"done: the result is at {uri}", reason="Completed")
+    draft.be(State.SUCCEEDED, f"done: the result is at {artifacts.uri}", reason="Completed")
+
+
+def _artifacts(draft: Draft, job_uid: str | None) -> Artifacts:
+    """Where the results are, by the spec and the last words of the pod with index 0."""
+    messages = [read_termination(pod.termination_message) for pod in draft.seen.pods_of(job_uid) if pod.index == 0]
+    said = next((message for message in messages if message is not None), None)
+    output = draft.spec.output
+    uri, tuning = output.uri.rstrip("/"), draft.spec.tuning_type
+    whole = f"{uri}/model" if tuning == TuningType.FULL else None
+    return Artifacts(
+        uri=uri,
+        adapter=f"{uri}/adapter" if tuning not in (None, TuningType.FULL) else None,
+        model=f"{uri}/merged" if output.merge_adapter else whole,
+        report=f"{uri}/report.md",
+        published=output.publish.uri if output.publish is not None else None,
+        base_eval_loss=said.base_eval_loss if said is not None else None,
+        eval_loss=said.eval_loss if said is not None else None,
+    )
 
 
 def _interrupted(draft: Draft, cause: Cause, *, new_checkpoint: bool) -> None:

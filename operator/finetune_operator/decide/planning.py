@@ -11,7 +11,7 @@ from finetune_api.planner import Planned, build_references, make_plan, unsupport
 from finetune_api.runfile import RunFile, RunJob
 from finetune_api.status import ConditionType, Plan, State
 from finetune_operator.actions import Create, Delete
-from finetune_operator.decide import preflight
+from finetune_operator.decide import earlier, preflight
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
@@ -19,7 +19,7 @@ from finetune_operator.render import plan_config_map
 
 
 def refused_by_the_spec(draft: Draft) -> bool:
-    """Whether the spec alone shows that the job cannot run; the message names every field."""
+    """Whether spec and named jobs show that the job cannot run, or not yet; the message names every field."""
     problem = draft.seen.job.spec_error
     if problem is not None:
         field, why = problem
@@ -30,6 +30,10 @@ def refused_by_the_spec(draft: Draft) -> bool:
         message = "; ".join(item.message for item in refused)
         preflight.refuse(draft, Cause("UnsupportedField", message, refused[0].field))
         return True
+    return earlier.unresolved(draft) or _refused_places(draft)
+
+
+def _refused_places(draft: Draft) -> bool:
     try:
         build_references(draft.spec, draft.config.storage)
     except FinetuneError as error:

@@ -201,8 +201,8 @@ def test_the_preflight_count_equals_the_tokens_that_are_trained_on() -> None:
     for template, adds_bos in ((None, True), (CHATML, True), (LLAMA, True), (CHATML, False)):
         encoder = make_encoder(make_tokenizer(chat_template=template, adds_bos=adds_bos))
         cases = [QUESTION, (Turn("text", "Once upon</s>"),), (Turn("prompt", "a: "), Turn("completion", "b"))]
-        rendered = [encoder.render(turns) for turns in cases]
-        assert encoder.lengths(rendered) == [len(encoder.tokens(item)[0]) for item in rendered]
+        examples = [example(*turns) for turns in cases]
+        assert encoder.lengths(examples) == [encode(encoder, *turns).length for turns in cases]
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:

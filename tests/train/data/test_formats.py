@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import Columns, DataFormat
-from finetune_trainer.data.formats import Example, Turn, resolve_shape, to_example
+from finetune_api.job import Columns, DataFormat, ObjectiveType, Task
+from finetune_trainer.data.detect import resolve_shape
+from finetune_trainer.data.examples import to_example
+from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.records import BadRecord, Record
-from finetune_trainer.data.template import parse_template
+from finetune_trainer.data.template import parse_braces
 
 USER_ASSISTANT = (Turn("user", "Why?"), Turn("assistant", "So."))
 
@@ -20,8 +22,10 @@ def convert(
     format: DataFormat | None = None,
     columns: Columns | None = None,
     template: str | None = None,
+    objective: ObjectiveType = ObjectiveType.SUPERVISED,
+    task: Task = Task.CAUSAL_LM,
 ) -> tuple[str, str, Example | BadRecord]:
-    shape = resolve_shape(format, columns, template, fields)
+    shape = resolve_shape(format, columns, template, fields, objective=objective, task=task)
     return shape.format.value, shape.reason, to_example(Record("dataset.sources[0].uri", "t.jsonl", 1, fields), shape)
 
 
@@ -64,6 +68,12 @@ def convert(
             "read as Text because the first record has the column text",
             (Turn("text", "Once."),),
         ),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+            "ShareGPT",
+            "read as ShareGPT because the first record has the column conversations",
+            USER_ASSISTANT,
+        ),
     ],
 )
 def test_the_format_is_told_from_the_columns_with_the_reason(
@@ -83,7 +93,8 @@ def test_own_column_names_are_mapped() -> None:
 
 def test_columns_that_fit_no_format_are_listed_with_what_is_known() -> None:
     with pytest.raises(
-        FinetuneError, match=r"columns source, target. Known are .*QuestionAnswer: question, answer"
+        FinetuneError,
+        match=r"columns source, target, but a CausalLM model needs .*QuestionAnswer \(question, answer\)",
     ) as e:
         convert({"source": "a", "target": "b"})
     assert (e.value.failure_class, e.value.field) == ("DataInvalid", "spec.dataset.columns")
@@ -110,7 +121,7 @@ def test_an_unusable_record_says_which_column_and_why(fields: dict[str, Any], pr
     [
         ([], "messages is an empty list"),
         ("hello", "messages is text, not a list of messages"),
-        ([{"role": "human", "content": "a"}], "message 1 has the role 'human'"),
+        ([{"role": "critic", "content": "a"}], "message 1 has the role 'critic'"),
         ([{"role": "user", "content": None}], "the content of message 1 (user) is null, not text"),
         (
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}],
@@ -162,16 +173,10 @@ def test_a_template_that_does_not_fit_is_refused(template: str, message: str) ->
 
 
 def test_a_template_reads_names_only_and_never_attributes() -> None:
-    template = parse_template("{question.__class__}: {answer!r}")
+    template = parse_braces("{question.__class__}: {answer!r}")
     assert template.columns == ("question.__class__", "answer!r")
 
 
 def test_a_template_is_refused_for_conversations() -> None:
     with pytest.raises(FinetuneError, match="cannot be used with Messages"):
         convert({"messages": [], "answer": "a"}, DataFormat.MESSAGES, template="{answer}")
-
-
-def test_a_format_of_a_later_release_is_refused_by_name() -> None:
-    with pytest.raises(FinetuneError, match="ShareGPT is not supported") as caught:
-        convert({"conversations": []}, DataFormat.SHARE_GPT)
-    assert caught.value.field == "spec.dataset.format"

@@ -21,7 +21,7 @@ ROWS = [{"prompt": f"Question {k}?", "completion": f"Answer {k}."} for k in rang
 
 def load(inputs: Path, **changes: object) -> Encoded:
     sources = int(str(changes.pop("sources", 1)))
-    return load_dataset(run_file(sources=sources, **changes), inputs, TOKENIZER)
+    return load_dataset(run_file(sources=sources, **changes), inputs, TOKENIZER, cache=inputs / "cache")
 
 
 def texts(examples: list[object]) -> set[str]:
@@ -48,12 +48,15 @@ def test_statistics_say_what_became_of_the_data(tmp_path: Path) -> None:
         "promptForm": "plain (User: … Assistant: …)",
         "trainRecords": 18,
         "validationRecords": 2,
+        "testRecords": 0,
         "trainTokens": tokens,
         "lossTokens": loss,
         "longestTokens": max(len(example.input_ids) for example in encoded.train),
         "cut": 0,
         "cutTokens": 0,
         "leftOut": 0,
+        "badRecords": 0,
+        "badRows": [],
         "recordsBySource": {"s3://team/d0": 18},
     }
 

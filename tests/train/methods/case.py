@@ -47,6 +47,8 @@ class Case:
     folders: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learning: Learning | None = None
+    deterministic: bool = True
+    """Whether another kind of machine gives nearly the same losses: not where the model writes what it trains on."""
 
     def work(self, root: Path, changes: Mapping[str, Any] | None = None, rows: Sequence[Row] | None = None) -> Work:
         """The case's work directory at root; changes on top of its own."""

@@ -6,7 +6,11 @@ from tests.train.methods.case import Case, Learning
 from tests.train.worker.runs import NF4, records
 
 _LEARNS = Learning(
-    "loss", 4.0, 2.0, higher=False, changes={"hyperparameters": {"totalSteps": 60}, "evaluation": {"everySteps": 60}}
+    "loss",
+    4.0,
+    2.0,
+    higher=False,
+    changes={"hyperparameters": {"totalSteps": 120, "microBatchSize": 4}, "evaluation": {"everySteps": 120}},
 )
 
 CASES = (

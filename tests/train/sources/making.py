@@ -64,6 +64,14 @@ def model_files(
     return files
 
 
+def adapter_files(**config: Any) -> dict[str, bytes]:
+    """The files of a LoRA adapter as PEFT saves them; keyword arguments change its config."""
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "team/model", "r": 2} | config
+    names = ("lora_A.weight", "lora_B.weight")
+    tensors = {f"base_model.model.model.layers.0.mlp.{name}": np.ones((2, 8), np.float32) for name in names}
+    return {"adapter_config.json": json.dumps(settings).encode(), "adapter_model.safetensors": save(tensors)}
+
+
 def reference(uri: str, *, profile: str | None = None, endpoint: str | None = None, **rest: Any) -> Reference:
     """A reference as the operator writes it."""
     return Reference.from_json({"uri": uri, "access": {"profile": profile, "endpoint": endpoint}, **rest})

@@ -16,6 +16,7 @@ from tests.train.sources.hub_server import HubServer, Repository
 from tests.train.sources.making import (
     INDEX,
     PICKLE,
+    adapter_files,
     model_files,
     profile_env,
     reference,
@@ -108,13 +109,14 @@ def test_the_first_bytes_of_a_file_are_read_without_the_rest(put: Put) -> None:
     ("purpose", "failure_class", "field"),
     [
         (Purpose.MODEL, "ModelNotFound", "model.uri"),
+        (Purpose.ADAPTER, "ModelNotFound", "model.adapter.uri"),
         (Purpose.DATA, "DataNotFound", "dataset.sources[1].uri"),
     ],
 )
 def test_what_is_not_there_is_named_with_its_field(
     put: Put, tmp_path: Path, purpose: Purpose, failure_class: str, field: str
 ) -> None:
-    source, reach = put("model" if purpose is Purpose.MODEL else "data", {"a.jsonl": b"{}"})
+    source, reach = put("data" if purpose is Purpose.DATA else "model", {"a.jsonl": b"{}"})
     source = source.model_copy(update={"uri": f"{source.uri}/absent"})
     with pytest.raises(FinetuneError, match="absent was not found") as caught:
         fetch(source, tmp_path / "got", purpose=purpose, field=field, reach=reach)
@@ -142,6 +144,33 @@ def test_a_model_that_cannot_be_used_is_refused(
         fetch(source, tmp_path / "got", purpose=Purpose.MODEL, field="model.uri", reach=reach)
     assert (caught.value.failure_class, caught.value.field) == (failure_class, "spec.model.uri")
     assert not (tmp_path / "got").exists()
+
+
+def test_an_adapter_arrives_with_its_tokenizer_and_nothing_that_runs_code(put: Put, tmp_path: Path) -> None:
+    files = adapter_files() | {"config.json": b"{}", "tokenizer.json": b"{}", "chat_template.jinja": b"x"}
+    source, reach = put("adapter", files | {"adapter_model.bin": PICKLE, "README.md": b"# A", "optimizer.pt": PICKLE})
+    fetched = fetch(source, tmp_path / "got", purpose=Purpose.ADAPTER, field="model.adapter.uri", reach=reach)
+    assert names(tmp_path / "got") == set(files)
+    assert fetched.digest == model_digest(fetched.files)
+
+
+@pytest.mark.parametrize(
+    ("change", "failure_class", "message"),
+    [
+        ({"adapter_model.safetensors": None, "adapter_model.bin": PICKLE}, "UnsafeFile", "as a pickle only .adapter_m"),
+        ({"adapter_model.safetensors": None}, "ModelUnsupported", "adapter_model.safetensors is not there"),
+        ({"adapter_config.json": None}, "ModelUnsupported", "holds no adapter_config.json"),
+        ({"adapter_config.json": None, "config.json": b"{}"}, "ModelUnsupported", "name it in model.uri instead"),
+    ],
+)
+def test_an_adapter_that_cannot_be_used_is_refused(
+    put: Put, tmp_path: Path, change: dict[str, bytes | None], failure_class: str, message: str
+) -> None:
+    files = {name: data for name, data in (adapter_files() | change).items() if data is not None}
+    source, reach = put("adapter", files)
+    with pytest.raises(FinetuneError, match=message) as caught:
+        fetch(source, tmp_path / "got", purpose=Purpose.ADAPTER, field="model.adapter.uri", reach=reach)
+    assert (caught.value.failure_class, caught.value.field) == (failure_class, "spec.model.adapter.uri")
 
 
 def test_a_shard_that_the_index_names_and_nobody_uploaded_is_named(put: Put, tmp_path: Path) -> None:

@@ -313,13 +313,33 @@ def build_engine_in(root: str) -> Any:
     from finetune_trainer.agent.workdir import WorkDir
     from finetune_trainer.data import load_dataset
     from finetune_trainer.worker.heartbeat import Heartbeat
-    from finetune_trainer.worker.loading import load_tokenizer
+    from finetune_trainer.worker.tokenizers import prepare_tokenizer
     from finetune_trainer.worker.ranks import Ranks
     from finetune_trainer.worker.train import build_engine, supervise
 
     work = WorkDir(Path(root))
     run = RunFile.from_json(json.loads((work.root / "run.json").read_text()))
     ranks = Ranks.from_environment()
-    tokenizer = load_tokenizer(work.inputs / "model")
+    tokenizer = prepare_tokenizer(run, work)
     supervision = supervise(run, work, ranks, Heartbeat(work.heartbeat(ranks.rank)))
     return build_engine(run, supervision, load_dataset(run, work.inputs, tokenizer), tokenizer)
+
+
+class _Bomb:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(self.target),)
+
+
+def plant_pickle(file: str, key: str, target: str) -> None:
+    """In a child: write a state file whose key creates target when it is unpickled; shown to work on the way."""
+    import torch
+
+    torch.save({key: _Bomb(target)}, file)
+    torch.load(file, weights_only=False)
+    assert Path(target).exists(), "the bomb works where pickles are loaded"
+    Path(target).unlink()

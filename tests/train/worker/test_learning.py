@@ -130,28 +130,41 @@ def test_the_report_holds_lineage_parameters_losses_and_answers(finished: Work) 
         report["parameters"]["trainable"] / report["parameters"]["total"]
     )
     evaluation = report["evaluation"]
-    change = (evaluation["loss"] / evaluation["baseLoss"] - 1) * 100
-    assert evaluation["lossChangePercent"] == pytest.approx(change)
-    assert evaluation["perplexity"] == pytest.approx(2.718281828 ** evaluation["loss"], rel=1e-6)
+    base, tuned = evaluation["base"], evaluation["tuned"]
+    assert base.keys() == tuned.keys() == {"loss", "perplexity", "tokenAccuracy"}
+    change = (tuned["loss"] / base["loss"] - 1) * 100
+    assert evaluation["changePercent"]["loss"] == pytest.approx(change)
+    assert tuned["perplexity"] == pytest.approx(2.718281828 ** tuned["loss"], rel=1e-6)
+    assert (evaluation["on"], evaluation["records"]) == ("validation", 5)
+    result = finished.read("state/result.json")
+    assert (result["baseEvalLoss"], result["evalLoss"]) == (base["loss"], tuned["loss"])
     assert len(report["answers"]) == 3
     assert {"prompt", "reference", "base", "tuned"} <= report["answers"][0].keys()
-    assert report["training"]["steps"] == 4
-    assert report["training"]["tokens"] > 0
+    training, parameters = report["training"], report["parameters"]
+    assert (training["steps"], training["publishedStep"], training["stoppedEarly"]) == (4, 4, False)
+    assert training["tokens"] > 0
+    assert training["flops"] == (4 * parameters["total"] + 2 * parameters["trainable"]) * training["tokens"]
+    folder = finished.root / "artifact"
+    weights = [path for name in ("adapter", "merged") for path in (folder / name).rglob("*") if path.is_file()]
+    assert report["artifactBytes"] == sum(path.stat().st_size for path in weights)
 
 
-def test_the_readable_report_has_the_table_and_the_curve(finished: Work) -> None:
+def test_the_readable_report_has_the_tables_and_the_curves(finished: Work) -> None:
     text = (finished.root / "artifact/report.md").read_text()
     assert "| Prompt | Reference | Base | Tuned |" in text
-    assert "![Loss curve](loss.png)" in text
-    assert "| Loss | " in text
-    assert (finished.root / "artifact/loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "| loss | " in text
+    assert "| hyperparameters.learningRate | 0.01 | spec |" in text
+    assert "sha256:d" in text and "sha256:m" in text
+    for name in ("loss", "learning-rate", "gradient-norm", "tokens-per-second"):
+        assert f"({name}.png)" in text
+        assert (finished.root / f"artifact/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_metrics_have_one_line_per_logged_step(finished: Work) -> None:
     lines = finished.metrics()
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "evalLoss" in line] == [0, 2, 4]
-    assert lines[1].keys() == {"step", "epoch", "loss", "gradNorm", "learningRate"}
+    assert lines[1].keys() == {"step", "epoch", "loss", "gradNorm", "learningRate", "tokensPerSecond"}
 
 
 def test_the_artifact_loads_plainly_with_template_and_base_name(finished: Work) -> None:

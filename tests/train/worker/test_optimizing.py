@@ -36,6 +36,9 @@ def _dimensions_by_decay(root: str) -> tuple[set[int], set[int]]:
         ("Constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("Linear", [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
         ("Cosine", [0.0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]]),
+        ("CosineToTenth", [0.0, 0.5, *[0.1 + 0.9 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]]),
+        ("Polynomial", [0.0, 0.5, *[((6 - step) / 6) ** 2 for step in range(6)]]),
+        ("InverseSqrt", [0.0, 0.5, *[math.sqrt(2 / step) for step in range(2, 8)]]),
     ],
 )
 def test_a_schedule_rises_over_the_warmup_and_then_falls(tmp_path: Path, schedule: str, expected: list[float]) -> None:
@@ -45,7 +48,7 @@ def test_a_schedule_rises_over_the_warmup_and_then_falls(tmp_path: Path, schedul
     assert found == pytest.approx([0.01 * factor for factor in expected], abs=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "PagedAdamW8bit", "Adafactor", "Lion"])
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "PagedAdamW8bit", "Adafactor", "Lion", "Lion8bit", "PagedLion8bit"])
 def test_each_optimizer_lowers_the_loss(tmp_path: Path, optimizer: str) -> None:
     work = work_for(tmp_path / "w", optimizer=optimizer, totalSteps=6, microBatchSize=4, schedule="Constant")
     assert work.train() == [0], work.logged()

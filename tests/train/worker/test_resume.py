@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.worker.runs import FULL, LORA, QLORA, Work, in_child, work_for
+from tests.train.worker.runs import FULL, LORA, QLORA, Work, in_child, plant_pickle, work_for
 
 # 19 training records in steps of 4: five steps an epoch, so that step 3 and step 8 lie in the middle of one.
 METHODS: dict[str, dict[str, Any]] = {
@@ -91,29 +91,10 @@ def test_an_incomplete_checkpoint_is_refused(finished: Work, tmp_path: Path, bro
 @pytest.mark.parametrize("planted", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_planted_pickle_is_refused_and_never_runs(finished: Work, tmp_path: Path, planted: str) -> None:
     resumed = finished.resumed_from(finished, 2, tmp_path / "resumed")
-    in_child(_plant, str(resumed.root / "resume" / planted), str(tmp_path / "was-run"))
+    in_child(plant_pickle, str(resumed.root / "resume" / planted), "state", str(tmp_path / "was-run"))
     assert resumed.train() == [89], resumed.logged()
     assert resumed.read("state/error-0.json")["class"] == "UnsafeFile"
     assert not (tmp_path / "was-run").exists()
-
-
-class _Bomb:
-    """A pickle that creates a file when it is loaded."""
-
-    def __init__(self, target: str) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path(self.target),)
-
-
-def _plant(file: str, target: str) -> None:
-    import torch
-
-    torch.save({"state": _Bomb(target)}, file)
-    torch.load(file, weights_only=False)
-    assert Path(target).exists(), "the bomb works where pickles are loaded"
-    Path(target).unlink()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.worker.runs import FULL, LORA, Work, in_child, work_for
+from tests.train.worker.runs import FULL, LORA, Work, in_child, plant_pickle, work_for
 
 DROPOUT = {"lora": {**LORA, "dropout": 0.2}}
 
@@ -97,27 +97,13 @@ def test_two_processes_resume_to_the_bit(tmp_path: Path, sharded: Work) -> None:
 def test_a_planted_pickle_in_a_shard_is_refused_and_never_runs(tmp_path: Path, sharded: Work) -> None:
     resumed = sharded.resumed_from(sharded, 2, tmp_path / "resumed")
     shard = next((resumed.root / "resume").rglob("*rank_1_mp_rank_00_optim_states.pt"))
-    in_child(_plant, str(shard), str(tmp_path / "was-run"))
+    in_child(plant_pickle, str(shard), "optimizer_state_dict", str(tmp_path / "was-run"))
     processes = resumed.start()
     processes[1].join(200)
     processes[0].kill()  # waits for its peer, which the agent would end
     assert processes[1].exitcode == 89, (resumed.root / "worker-1.log").read_text()
     assert resumed.read("state/error-1.json")["class"] == "UnsafeFile"
     assert not (tmp_path / "was-run").exists()
-
-
-class _Bomb:
-    def __init__(self, target: str) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (Path(self.target),)
-
-
-def _plant(file: str, target: str) -> None:
-    import torch
-
-    torch.save({"optimizer_state_dict": _Bomb(target)}, file)
 
 
 def test_another_number_of_processes_is_refused(tmp_path: Path, sharded: Work) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_api.job import Optimizer, Precision, TuningType
+from finetune_api.job import MasterWeights, Optimizer, Precision, QuantizationType, Task, TuningType
 from finetune_api.planner.memory import GIB, Shape, estimate
 from finetune_api.status import ModelFacts
 from tests.unit.api.values import model_facts
@@ -71,6 +71,7 @@ def shape(kind: TuningType = LORA, **changes: object) -> Shape:
         world_size=1,
         zero_stage=0,
         on_cpu=False,
+        quantization=QuantizationType.NF4 if kind == QLORA else None,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -139,3 +140,80 @@ def test_sharding_divides_what_its_stage_shards(stage: int, weights: int, traina
     assert sharded.weights_gib == pytest.approx(alone.weights_gib / weights, abs=0.02)
     assert sharded.trainable_gib == pytest.approx(alone.trainable_gib / trainable, abs=0.02)
     assert sharded.activations_gib == alone.activations_gib
+
+
+def test_eight_bits_lie_between_four_and_sixteen() -> None:
+    model = facts("llama-2-7b")
+    four = estimate(model, shape(QLORA)).weights_gib
+    eight = estimate(model, shape(QLORA, quantization=QuantizationType.INT8)).weights_gib
+    sixteen = estimate(model, shape(LORA)).weights_gib
+    assert four < eight < sixteen
+    assert eight == pytest.approx((6.74e9 + 2 * 32000 * 4096) / GIB, rel=0.01), "a byte each, embeddings two"
+
+
+def test_weights_that_come_quantised_are_as_large_as_their_files() -> None:
+    model = facts("llama-2-7b").model_copy(update={"quantization": "bitsandbytes", "weight_bytes": 4 * GIB})
+    assert estimate(model, shape(LORA)).weights_gib == 4.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "parameters"),
+    [
+        (TuningType.PROMPT_TUNING, {"virtual_tokens": 20}, 20 * 4096),
+        (TuningType.P_TUNING, {"virtual_tokens": 20}, 20 * 4096 + 3 * 4096**2),
+        (TuningType.PREFIX_TUNING, {"virtual_tokens": 128}, 128 * 32 * 2 * 4096),
+        (TuningType.PREFIX_TUNING, {"virtual_tokens": 128, "projection": True}, 4096**2 + 4096 * 32 * 2 * 4096),
+        (TuningType.IA3, {}, 32 * 6 * 4096),
+    ],
+)
+def test_what_an_adapter_trains_is_counted(kind: TuningType, more: dict, parameters: int) -> None:
+    found = estimate(facts("llama-2-7b"), shape(kind, **more))
+    assert found.trainable_gib == pytest.approx(parameters * 16 / GIB, abs=0.01)
+    assert found.weights_gib == estimate(facts("llama-2-7b"), shape(LORA)).weights_gib
+
+
+def test_virtual_tokens_lengthen_every_row() -> None:
+    model = facts("llama-2-7b")
+    plain = estimate(model, shape(TuningType.PROMPT_TUNING, sequence_length=412))
+    longer = estimate(model, shape(TuningType.PROMPT_TUNING, sequence_length=412, virtual_tokens=100))
+    assert longer.activations_gib == pytest.approx(plain.activations_gib * 512 / 412, rel=0.01)
+
+
+def test_a_frozen_share_needs_no_gradients() -> None:
+    model = facts("llama-2-7b")
+    whole = estimate(model, shape(TuningType.FULL))
+    half = estimate(model, shape(TuningType.FULL, trained_share=0.5))
+    assert half.trainable_gib == pytest.approx(whole.trainable_gib / 2, abs=0.01)
+    assert half.weights_gib == whole.weights_gib
+
+
+def test_master_weights_in_16_bit_halve_what_full_tuning_holds() -> None:
+    model = facts("llama-2-7b")
+    found = estimate(model, shape(TuningType.FULL, master_weights=MasterWeights.BF16))
+    assert found.weights_gib == pytest.approx(6.74e9 * 2 / GIB, abs=0.01)
+    assert found.trainable_gib == pytest.approx(6.74e9 * (2 + 4) / GIB, abs=0.02), "gradient 2, Adam's states 2 + 2"
+
+
+def test_a_reference_a_teacher_and_judges_stay_beside_the_model() -> None:
+    model = facts("llama-2-7b")
+    alone = estimate(model, shape(TuningType.FULL)).weights_gib
+    assert estimate(model, shape(TuningType.FULL, reference=True)).weights_gib == pytest.approx(
+        alone + 6.74e9 * 2 / GIB, abs=0.02
+    )
+    assert estimate(model, shape(TuningType.FULL, further_bytes=3 * GIB)).weights_gib == pytest.approx(alone + 3)
+
+
+def test_a_classifier_holds_no_logits_of_the_vocabulary_and_pairs_double_the_rows() -> None:
+    model = facts("Qwen-7B")
+    words = estimate(model, shape()).activations_gib
+    classes = estimate(model, shape(task=Task.SEQUENCE_CLASSIFICATION)).activations_gib
+    assert words - classes == pytest.approx(512 * 151936 * 10 / GIB, abs=0.02)
+    assert estimate(model, shape(sequences=2)).activations_gib == pytest.approx(2 * words, abs=0.02)
+
+
+def test_an_evaluation_holds_weights_and_one_layer() -> None:
+    model = facts("llama-2-7b")
+    found = estimate(model, shape(None))  # type: ignore[arg-type]
+    assert found.trainable_gib == 0.0
+    assert found.weights_gib == estimate(model, shape(LORA)).weights_gib
+    assert found.activations_gib < estimate(model, shape(LORA, gradient_checkpointing=True)).activations_gib

@@ -11,6 +11,7 @@ from finetune_api import crd
 from finetune_api.failures import TABLE
 from finetune_api.planner.support import CHOICES, NOT_YET
 from hack import generate
+from hack.markdown import cell
 
 ROOT = Path(__file__).parents[3]
 PAGES = generate.pages()
@@ -47,7 +48,7 @@ def test_every_top_level_field_is_on_the_reference_page(name: str, definition: d
     for part in ("spec", "status"):
         for field, node in root["properties"][part]["properties"].items():
             assert f"| `{field}`" in page or f"### {part}.{field}" in page, field
-            assert generate._cell(node["description"]) in page, field
+            assert cell(node["description"]) in page, field
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Storage
 from finetune_api.planner import build_references, preflight_file
-from tests.unit.api.values import JOB, spec
+from tests.unit.api.values import JOB, OBJECTIVES, plan, spec
 
 CHART = Storage(endpoint="http://s3.storage.svc:7070", region="eu-1", path_style=True)
 
@@ -117,6 +117,82 @@ def test_a_local_run_takes_its_keys_from_the_environment() -> None:
     found = build_references(spec(storage={"caConfigMapName": "team-a-ca"}), local=True)
     assert (found.profiles, found.config_maps) == ({}, set())
     assert found.output.access.profile is None and found.output.access.ca_file is None
+
+
+ALL_PLACES = {
+    "model": {"adapter": {"uri": "s3://team-a/adapter", "credentials": {"secretName": "adapters"}}},
+    "dataset": {"test": {"source": {"uri": "s3://team-a/test.jsonl"}}},
+    "objective": {
+        "type": "GRPO",
+        "grpo": {
+            "rewards": [
+                {"function": "ExactMatch"},
+                {"model": {"uri": "s3://judges/one", "credentials": {"secretName": "judges"}}},
+            ]
+        },
+    },
+    "evaluation": {
+        "retention": {"uri": "pvc://texts/general.jsonl"},
+        "benchmarks": [{"name": "MMLU", "source": {"uri": "hf://datasets/owner/mmlu", "split": "test"}}],
+    },
+    "output": {"publish": {"uri": "hf://team-a/faq", "credentials": {"secretName": "hub"}}},
+}
+
+
+def test_every_further_place_is_a_reference_with_its_own_keys() -> None:
+    found = build_references(spec(**ALL_PLACES))
+    profile = {secret: profile for profile, secret in found.profiles.items()}
+    assert profile.keys() == {"team-a-s3", "adapters", "judges", "hub"}
+    assert found.adapter is not None and found.adapter.access.profile == profile["adapters"]
+    assert found.rewards[0] is None
+    assert found.rewards[1] is not None and found.rewards[1].access.profile == profile["judges"]
+    assert found.test is not None and found.test.access.profile == profile["team-a-s3"]
+    assert found.retention is not None and found.retention.uri == "pvc://texts/general.jsonl"
+    assert found.claims == {"texts": False}
+    assert [(b.uri, b.split) for b in found.benchmarks] == [("hf://datasets/owner/mmlu", "test")]
+    assert found.publish is not None and found.publish.access.profile == profile["hub"]
+    assert found.schemes[profile["hub"]] == {"hf"}
+
+
+def test_preflight_and_the_agent_look_at_the_same_places_in_the_same_order() -> None:
+    job = spec(**{**ALL_PLACES, "model": {}})  # an adapter does not go with GRPO
+    file = preflight_file(job, JOB, build_references(job))
+    seen = [("model.uri", file.model.uri)]
+    seen += [(f"dataset.sources[{n}].uri", source.uri) for n, source in enumerate(file.sources)]
+    seen += [(item.field, item.reference.uri) for item in file.further]
+    fetched = [(item.field, item.reference.uri) for item in plan(job).run.inputs()]
+    assert sorted(seen) == sorted(fetched)
+    data = [item.field for item in file.further if item.kind == "Data"]
+    assert data == [item.field for item in plan(job).run.inputs() if item.kind == "Data"][1:]
+
+
+def test_a_further_model_is_pinned_to_the_digest_that_preflight_saw() -> None:
+    run = plan(spec(**{**ALL_PLACES, "model": {}})).run
+    assert run.objective.reinforcement is not None
+    assert run.objective.reinforcement.rewards[1].model_digest == "sha256:objective.grpo.rewards[1].model.uri"
+    taught = plan(spec(**OBJECTIVES["Distillation"])).run
+    assert taught.objective.distillation is not None
+    assert taught.objective.distillation.teacher_digest == "sha256:objective.distillation.teacher.uri"
+    kinds = {item.folder: (item.kind, item.digest) for item in taught.inputs()}
+    assert kinds["teacher"] == ("Model", "sha256:objective.distillation.teacher.uri")
+
+
+def test_pretraining_fetches_no_weights() -> None:
+    first = plan(spec(**OBJECTIVES["Pretrain"])).run.inputs()[0]
+    assert (first.folder, first.kind) == ("model", "Config")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "secret"),
+    [("s3://b/adapter", "team-a-s3"), ("hf://owner/adapter", "hub")],
+)
+def test_an_adapter_without_keys_uses_the_model_s_where_it_lies_in_the_same_kind_of_storage(
+    adapter: str, secret: str
+) -> None:
+    job = spec(model={"uri": "hf://owner/m", "credentials": {"secretName": "hub"}, "adapter": {"uri": adapter}})
+    found = build_references(job)
+    assert found.adapter is not None
+    assert found.profiles[found.adapter.access.profile or ""] == secret
 
 
 def test_no_secret_s_name_reaches_the_preflight_file() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from finetune_api.job import FineTuneJobSpec, Storage
 from finetune_api.planner import Planned, Pool, build_references, make_plan, spec_digest
+from finetune_api.planner.preflight import further_inputs
 from finetune_api.pool import GPUPoolSpec
-from finetune_api.runfile import RunJob
+from finetune_api.runfile import InputKind, RunJob
 from finetune_api.status import DataFacts, ModelFacts, Preflight
 
 JOB = RunJob(name="faq", namespace="team-a", uid="0b5d2c1e-9a7f-4c2a-8d55-000000000001")
@@ -44,6 +45,23 @@ def spec_json(**changes: Any) -> dict[str, Any]:
 def spec(**changes: Any) -> FineTuneJobSpec:
     """The smallest complete spec, with changes merged in."""
     return FineTuneJobSpec.from_json(spec_json(**changes))
+
+
+TEACHER = {"uri": "hf://owner/teacher"}
+REWARDS = {"rewards": [{"function": "ExactMatch"}]}
+# A spec of each objective, by what differs from the smallest one.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "Supervised": {},
+    "Evaluation": {"objective": {"type": "Evaluation"}, "tuning": None},
+    "Pretrain": {"objective": {"type": "Pretrain"}, "tuning": {"type": "Full"}},
+    "Distillation": {"objective": {"type": "Distillation", "distillation": {"teacher": TEACHER}}},
+    "Reward": {"objective": {"type": "Reward"}},
+    "DPO": {"objective": {"type": "DPO"}},
+    "ORPO": {"objective": {"type": "ORPO"}},
+    "KTO": {"objective": {"type": "KTO"}},
+    "PPO": {"objective": {"type": "PPO", "ppo": REWARDS}},
+    "GRPO": {"objective": {"type": "GRPO", "grpo": REWARDS}},
+}
 
 
 def model_facts(parameters: int = 7_217_189_760, **changes: Any) -> ModelFacts:
@@ -92,8 +110,16 @@ def data_facts(rows: int = 1000, **changes: Any) -> DataFacts:
 
 
 def preflight(job: FineTuneJobSpec, model: ModelFacts | None = None, data: DataFacts | None = None) -> Preflight:
-    """A preflight that found nothing in the way."""
-    return Preflight(ok=True, spec_digest=spec_digest(job), model=model or model_facts(), data=data or data_facts())
+    """A preflight that found nothing in the way; further models have a digest and a gibibyte of weights each."""
+    further = [item.field for item in further_inputs(job, build_references(job)) if item.kind != InputKind.DATA]
+    return Preflight(
+        ok=True,
+        spec_digest=spec_digest(job),
+        model=model or model_facts(),
+        data=data or data_facts(),
+        digests={path: f"sha256:{path}" for path in further},
+        further_weight_bytes={path: 2**30 for path in further if not path.startswith("model.")},
+    )
 
 
 def pool(name: str, memory_gib: float, price: float, **changes: Any) -> Pool:

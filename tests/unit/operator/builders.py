@@ -8,8 +8,10 @@ from typing import Any
 
 from finetune_api import naming
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.planner import Pool, spec_digest
+from finetune_api.planner import Pool, build_references, spec_digest
+from finetune_api.planner.preflight import further_inputs
 from finetune_api.pool import GPUPoolSpec
+from finetune_api.runfile import InputKind
 from finetune_api.status import DataFacts, FineTuneJobStatus, ModelFacts, Preflight
 from finetune_operator.config import Config
 from finetune_operator.snapshot import ChildJob, JobView, PodView, Snapshot
@@ -108,7 +110,14 @@ def data_facts(**fields: Any) -> DataFacts:
 
 def passed(spec: FineTuneJobSpec) -> Preflight:
     """What preflight says of a good job."""
-    return Preflight(ok=True, spec_digest=spec_digest(spec), model=model_facts(), data=data_facts())
+    further = [item.field for item in further_inputs(spec, build_references(spec)) if item.kind != InputKind.DATA]
+    return Preflight(
+        ok=True,
+        spec_digest=spec_digest(spec),
+        model=model_facts(),
+        data=data_facts(),
+        digests={path: f"sha256:{path}" for path in further},
+    )
 
 
 def a_job(spec: FineTuneJobSpec | None = None, *, status: FineTuneJobStatus | None = None, **fields: Any) -> JobView:

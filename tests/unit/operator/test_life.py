@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from finetune_api.job import FineTuneJobSpec
 from finetune_api.status import ConditionStatus, ConditionType, State
 from tests.unit.operator.builders import a_job, a_pool, a_spec
 from tests.unit.operator.world import World
@@ -93,6 +95,48 @@ def test_success_tells_where_the_result_is() -> None:
         "Reconciling": "False",
         "Stalled": "False",
     }
+
+
+@pytest.mark.parametrize(
+    ("fields", "adapter", "model"),
+    [
+        ({"tuning": {"type": "Full"}}, None, "model"),
+        ({"tuning": {"type": "PromptTuning"}}, "adapter", None),
+        ({"output": {"uri": "s3://team-a/models/faq", "mergeAdapter": True}}, "adapter", "merged"),
+        ({"objective": {"type": "Evaluation"}, "tuning": None}, None, None),
+    ],
+)
+def test_what_a_run_made_follows_from_its_method(
+    fields: dict[str, Any], adapter: str | None, model: str | None
+) -> None:
+    document = {**a_spec(resources={"gpus": 8}).to_json(), **fields}
+    spec = FineTuneJobSpec.from_json({name: value for name, value in document.items() if value is not None})
+    status = World(a_job(spec), pools=(a_pool(gpuMemoryGiB=141),)).run_to_the_end().job.status
+    assert status.state == State.SUCCEEDED, status.message
+    assert status.artifacts is not None
+    uri = "s3://team-a/models/faq"
+    assert status.artifacts.adapter == (f"{uri}/{adapter}" if adapter else None)
+    assert status.artifacts.model == (f"{uri}/{model}" if model else None)
+    assert status.artifacts.report == f"{uri}/report.md"
+
+
+def test_a_published_artifact_is_named() -> None:
+    job = a_job(a_spec(output={"uri": "s3://team-a/models/faq", "publish": {"uri": "hf://team-a/faq"}}))
+    artifacts = World(job).run_to_the_end().job.status.artifacts
+    assert artifacts is not None and artifacts.published == "hf://team-a/faq"
+
+
+def test_a_model_that_misses_a_requirement_fails_for_good_and_keeps_its_artifact() -> None:
+    job = a_job(a_spec(evaluation={"require": [{"metric": "bleu", "min": 20}]}))
+    status = World(job, outcomes=("RequirementNotMet",)).run_to_the_end().job.status
+    assert status.state == State.FAILED
+    assert [record.outcome for record in status.attempts] == ["RequirementNotMet"]
+    assert status.failure is not None
+    assert (status.failure.failure_class, status.failure.retriable) == ("RequirementNotMet", False)
+    assert status.artifacts is not None
+    assert status.artifacts.adapter == "s3://team-a/models/faq/adapter"
+    other = World(a_job(), outcomes=("DataInvalid",)).run_to_the_end().job.status
+    assert other.artifacts is None, "no other failure leaves an artifact"
 
 
 def test_an_error_of_the_user_is_not_tried_again() -> None:

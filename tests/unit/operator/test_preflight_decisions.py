@@ -72,13 +72,13 @@ def test_a_job_is_created_suspended_then_given_its_file_then_released() -> None:
 
 
 def test_an_unsupported_field_is_refused_by_name_without_any_pod() -> None:
-    spec = a_spec(queueName="team-a", tuning={"type": "IA3"})
+    spec = a_spec(queueName="team-a", tuning={"type": "Full"}, output={"uri": "s3://b/o", "mergeAdapter": True})
     decision = decide(look(spec, preflights=()), CONFIG)
     assert decision.actions == ()
     assert decision.status.state == State.INVALID
     failure = decision.status.failure
     assert failure is not None
-    assert (failure.failure_class, failure.field) == ("UnsupportedField", "spec.tuning.type")
+    assert (failure.failure_class, failure.field) == ("UnsupportedField", "spec.output.mergeAdapter")
     assert "queueName" in failure.message
     assert decision.status.is_true(ConditionType.FAILED)
     assert decision.status.is_true(ConditionType.FINISHED)

@@ -14,7 +14,7 @@ from datetime import timedelta
 from finetune_api import naming
 from finetune_api.documents import TerminationMessage
 from finetune_api.failures import TABLE
-from finetune_api.planner import Pool
+from finetune_api.planner import Pool, with_resolved
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.actions import Action, Create, Delete, Release
 from finetune_operator.config import Config
@@ -41,6 +41,8 @@ class World:
     pools: tuple[Pool, ...] = field(default_factory=lambda: (a_pool(),))
     config: Config = CONFIG
     run_seconds: int = 2
+    named_jobs: tuple[JobView, ...] = ()
+    """Other FineTuneJobs of the namespace."""
     dies_before: int | None = None
     """The number of the operation before which the operator dies, once."""
 
@@ -91,6 +93,7 @@ class World:
             attempts=tuple(roles[naming.ROLE_TRAINER]),
             pods=tuple(self.pods.values()),
             plan_file=PlanFile(plan[0], plan[1]) if plan else None,
+            named_jobs=self.named_jobs,
         )
 
     def _operation(self) -> None:
@@ -221,7 +224,8 @@ class World:
     def _finish(self, child: ChildJob, pods: list[PodView]) -> None:
         assert self.job.spec is not None
         if child.role == naming.ROLE_PREFLIGHT:
-            code, message, disruption = 0, passed(self.job.spec).model_dump_json(by_alias=True, exclude_none=True), None
+            spec = with_resolved(self.job.spec, self.job.status.resolved)
+            code, message, disruption = 0, passed(spec).model_dump_json(by_alias=True, exclude_none=True), None
         else:
             outcome = self.outcomes[min(child.number, len(self.outcomes)) - 1]
             code = 0 if outcome == "Succeeded" else TABLE[outcome].exit_code or 143

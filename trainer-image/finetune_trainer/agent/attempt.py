@@ -10,6 +10,7 @@ from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent import inputs, output_store, peers
 from finetune_trainer.agent.ending import (
+    REQUIREMENT_NOT_MET,
     STOPPED,
     SUCCEEDED,
     End,
@@ -18,6 +19,7 @@ from finetune_trainer.agent.ending import (
     write_termination_log,
 )
 from finetune_trainer.agent.gang import Gang
+from finetune_trainer.agent.hub_repository import publish_to_hub
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
@@ -73,7 +75,7 @@ class Attempt:
         if self._settings.node_rank > 0:
             self._stoppable(lambda: self._join(store, prefix))
         elif not self._stoppable(lambda: self._begin(run, store, prefix)):
-            return End(SUCCEEDED, "An earlier attempt had published the artifact already.")
+            return self._stoppable(lambda: self._finish_published(run, store, prefix))
         fetched = self._stoppable(lambda: inputs.fetch_inputs(run, self._work, self._reach))
         self._log.info("inputs fetched" if fetched else "inputs kept")
         return self._train(run)
@@ -95,8 +97,8 @@ class Attempt:
     def _begin(self, run: RunFile, store: ObjectStore, prefix: str) -> bool:
         """Claim, fence and restore on node 0; False if nothing is left to do."""
         output_store.claim(store, prefix, run)
-        if (kind := output_store.published_kind(store, prefix, run)) is not None:
-            self._result = Result(artifact=kind)
+        self._result = output_store.published_result(store, prefix, run)
+        if self._result is not None:
             return False
         opened = output_store.begin_attempt(store, prefix, run, self._settings.attempt, self._work, self._log)
         self._writer = opened.writer
@@ -104,6 +106,23 @@ class Attempt:
         self._board.set(checkpoint_step=step, resumed_from_step=step)
         self._start_board.document = peers.start_document(self._settings.attempt, opened.ref)
         return True
+
+    def _finish_published(self, run: RunFile, store: ObjectStore, prefix: str) -> End:
+        """What an earlier attempt had still to do after it had published the artifact to the output."""
+        assert self._result is not None  # _begin found it
+        if run.output.publish is not None:
+            output_store.download_artifact(store, prefix, self._work.artifact)
+        end = self._after_publishing(run, self._result)
+        return End(end.outcome, end.message or "An earlier attempt had published the artifact already.", end.field)
+
+    def _after_publishing(self, run: RunFile, result: Result) -> End:
+        """The gate, and the hub's repository for a model that passes it."""
+        if result.unmet is not None:
+            return End(REQUIREMENT_NOT_MET, result.unmet, "spec.evaluation.require")
+        if run.output.publish is not None and result.artifact != "report":
+            url = publish_to_hub(run.output.publish, self._work.artifact / result.artifact, self._reach)
+            self._log.info("published to the hub", url=url)
+        return End(SUCCEEDED)
 
     def _join(self, store: ObjectStore, prefix: str) -> None:
         ref = peers.ask_node_0(
@@ -126,8 +145,8 @@ class Attempt:
         publisher = Publisher(self._work, self._writer, uploader, supervisor, self._stop, self._board, self._log)
         if end.outcome == SUCCEEDED:
             try:
-                self._result = publisher.publish()
-                return end
+                result = self._result = publisher.publish()
+                return self._stoppable(lambda: self._after_publishing(run, result))
             except OutOfTime:
                 end = End(STOPPED, "Stopped on request while the artifact was being published.")
         return publisher.store_last_checkpoint(end)

@@ -13,6 +13,7 @@ from finetune_trainer.agent.redaction import Redactor
 
 SUCCEEDED = "Succeeded"
 STOPPED = "Stopped"
+REQUIREMENT_NOT_MET = "RequirementNotMet"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _MESSAGE_CHARACTERS = 2048
 _FIELD_CHARACTERS = 256

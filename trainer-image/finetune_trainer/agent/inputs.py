@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.failures import FinetuneError
-from finetune_api.runfile import Reference, RunFile
+from finetune_api.runfile import Input, InputKind, RunFile
 from finetune_trainer.agent.workdir import WorkDir, read_json, write_whole
-from finetune_trainer.sources import Fetched, Purpose, Reach, data_digest, fetch
+from finetune_trainer.sources import Fetched, Purpose, Reach, SourceFile, data_digest, fetch
 
 _MAX_RUN_FILE_BYTES = 4 << 20
 
@@ -39,7 +38,7 @@ def read_run_file(path: Path) -> RunFile:
 
 
 def fetch_inputs(run: RunFile, work: WorkDir, reach: Reach) -> bool:
-    """Model and data are complete below WORK/inputs and are what the plan was made from.
+    """Everything that run.inputs() lists is complete below WORK/inputs and is what the plan was made from.
 
     False if an earlier attempt on this disk had fetched them, as under `finetune run`: nothing is fetched then.
     Raises FinetuneError of the sources, and DataInvalid or InvalidSpec if something changed since preflight.
@@ -55,25 +54,27 @@ def fetch_inputs(run: RunFile, work: WorkDir, reach: Reach) -> bool:
 
 
 def _wanted(run: RunFile) -> dict[str, Any]:
-    references = [run.model.source, *run.dataset.sources, *([run.dataset.validation] if run.dataset.validation else [])]
+    """What tells that a disk holds the inputs of this run and no other."""
     return {
-        "model": run.model.digest,
         "data": run.dataset.digest,
-        "references": [reference.to_json() for reference in references],
+        "inputs": [[item.folder, item.digest, item.reference.to_json()] for item in run.inputs()],
     }
 
 
 def _fetch(run: RunFile, work: WorkDir, reach: Reach) -> None:
-    model = fetch(run.model.source, work.inputs / "model", purpose=Purpose.MODEL, field="model.uri", reach=reach)
-    if model.digest != run.model.digest:
-        raise FinetuneError(
-            f"{run.model.source.uri} has changed since the run was planned. Put the same model back, or clone the "
-            "job; for an hf:// model name a commit in model.revision.",
-            failure_class="InvalidSpec",
-            field="spec.model.uri",
-        )
-    fetched = _fetch_data(run, work, reach)
-    if data_digest([(reference.uri, got.files) for reference, got in fetched]) != run.dataset.digest:
+    data: list[tuple[str, tuple[SourceFile, ...]]] = []
+    for item in run.inputs():
+        got = _fetch_one(item, work, reach)
+        if item.kind is InputKind.DATA:
+            data.append((item.reference.uri, got.files))
+        elif got.digest != item.digest:
+            raise FinetuneError(
+                f"{item.reference.uri} has changed since the run was planned. Put the same files back, or clone the "
+                f"job; for an hf:// address name a commit in {item.field.removesuffix('uri')}revision.",
+                failure_class="InvalidSpec",
+                field=f"spec.{item.field}",
+            )
+    if data_digest(data) != run.dataset.digest:
         raise FinetuneError(
             "the dataset has changed since the run was planned. Put the same files back, or clone the job.",
             failure_class="DataInvalid",
@@ -81,24 +82,6 @@ def _fetch(run: RunFile, work: WorkDir, reach: Reach) -> None:
         )
 
 
-def _fetch_data(run: RunFile, work: WorkDir, reach: Reach) -> Sequence[tuple[Reference, Fetched]]:
-    fetched = []
-    for index, source in enumerate(run.dataset.sources):
-        got = fetch(
-            source,
-            work.inputs / "data" / str(index),
-            purpose=Purpose.DATA,
-            field=f"dataset.sources[{index}].uri",
-            reach=reach,
-        )
-        fetched.append((source, got))
-    if run.dataset.validation is not None:
-        got = fetch(
-            run.dataset.validation,
-            work.inputs / "validation",
-            purpose=Purpose.DATA,
-            field="dataset.validation.source.uri",
-            reach=reach,
-        )
-        fetched.append((run.dataset.validation, got))
-    return fetched
+def _fetch_one(item: Input, work: WorkDir, reach: Reach) -> Fetched:
+    purpose = Purpose[item.kind.name]
+    return fetch(item.reference, work.inputs / item.folder, purpose=purpose, field=item.field, reach=reach)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_api.digest import digest
 from finetune_api.runfile import RunFile
 from finetune_api.uri import parse_uri
 from finetune_trainer.agent.log import Log
-from finetune_trainer.agent.workdir import WorkDir
+from finetune_trainer.agent.workdir import Result, WorkDir, read_json
 from finetune_trainer.sources import Reach, resolve_access
 from finetune_trainer.store.artifacts import read_artifact
-from finetune_trainer.store.checkpoints import restore, start_attempt
+from finetune_trainer.store.checkpoints import restore, start_attempt, survey
 from finetune_trainer.store.claims import OnExisting, claim_output
 from finetune_trainer.store.documents import CheckpointRef, Claim
-from finetune_trainer.store.objects import ObjectStore, open_store
+from finetune_trainer.store.errors import CheckpointInvalid
+from finetune_trainer.store.objects import ObjectStore, join_key, open_store
 from finetune_trainer.store.writer import CheckpointWriter
 
+_REPORT = "report.json"
+_MAX_REPORT_BYTES = 64 << 20
 # What may differ between attempts of one run without changing what is learned.
 _NOT_THE_METHOD = ("micro_batch_size", "gradient_accumulation", "gradient_checkpointing")
 
@@ -58,13 +63,32 @@ def claim_of(run: RunFile) -> Claim:
     )
 
 
-def published_kind(store: ObjectStore, prefix: str, run: RunFile) -> str | None:
-    """`adapter` or `model` if an earlier attempt of this job published it and could not say so any more, else None."""
+def published_result(store: ObjectStore, prefix: str, run: RunFile) -> Result | None:
+    """What an earlier attempt of this job published and could not say any more; None if nothing."""
     artifact = read_artifact(store, prefix)
     if artifact is None or artifact.job_uid != run.job.uid:
         return None
-    folders = {file.name.partition("/")[0] for file in artifact.files}
-    return "adapter" if "adapter" in folders else "model"
+    names = {file.name for file in artifact.files}
+    folders = {name.partition("/")[0] for name in names}
+    kind = next((kind for kind in ("adapter", "model") if kind in folders), "report")
+    if _REPORT not in names:
+        return Result(artifact=kind)
+    found = json.loads(store.get(join_key(prefix, _REPORT), _MAX_REPORT_BYTES))["evaluation"]
+    return Result(
+        artifact=kind,
+        base_eval_loss=found["base"].get("loss"),
+        eval_loss=found["tuned"].get("loss"),
+        unmet=found["unmet"],
+    )
+
+
+def download_artifact(store: ObjectStore, prefix: str, folder: Path) -> None:
+    """The published files below prefix are in folder."""
+    artifact = read_artifact(store, prefix)
+    for file in artifact.files if artifact else ():
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.download(join_key(prefix, file.name), path)
 
 
 def claim(store: ObjectStore, prefix: str, run: RunFile) -> None:
@@ -78,12 +102,29 @@ def begin_attempt(store: ObjectStore, prefix: str, run: RunFile, attempt: int, w
     for skipped in begun.skipped:
         log.warning("checkpoint is damaged", fence=skipped.fence, step=skipped.step, reason=skipped.reason)
     step = begun.resumed.step if begun.resumed else None
+    restore_best(store, prefix, work)
     log.info("attempt begun", fence=begun.fence.fence, resumed_from_step=step)
     return OpenedOutput(CheckpointWriter(store, prefix, begun.fence), begun.resumed.ref if begun.resumed else None)
+
+
+def restore_best(store: ObjectStore, prefix: str, work: WorkDir) -> None:
+    """The best step that the restored checkpoint knows of is in WORK/best, unless that is the restored one itself.
+
+    Raises CheckpointInvalid if it is not in the store.
+    """
+    carried, plan = read_json(work.resume / "run.json") or {}, read_json(work.resume / "plan.json") or {}
+    best = next(iter(carried.get("best") or []), None)
+    if best is None or best[0] == plan.get("step"):
+        return
+    ref = next((ref for ref in survey(store, prefix).refs if ref.step == best[0]), None)
+    if ref is None:
+        raise CheckpointInvalid(f"Step {best[0]} was the best one, but its checkpoint is not in the output any more.")
+    restore(store, prefix, ref, work.best)
 
 
 def restore_from(store: ObjectStore, prefix: str, ref: CheckpointRef | None, work: WorkDir, log: Log) -> None:
     """The checkpoint that node 0 resumes from is in WORK/resume. Writes nothing to the store."""
     if ref is not None:
         restore(store, prefix, ref, work.resume)
+        restore_best(store, prefix, work)
     log.info("attempt joined", resumed_from_step=ref.step if ref else None)

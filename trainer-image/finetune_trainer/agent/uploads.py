@@ -29,7 +29,9 @@ class CheckpointPolicy:
 
 
 class CheckpointUploader(threading.Thread):
-    """One upload at a time, always the newest complete checkpoint; older ones that were not stored are skipped.
+    """One upload at a time: the newest complete checkpoint, and before it those of the best steps, which it names.
+
+    Other older ones that were not stored are skipped.
 
     The newest stored one stays on the local disk until a newer one is complete.
     """
@@ -90,11 +92,12 @@ class CheckpointUploader(threading.Thread):
         ready = self._work.ready_checkpoints()
         if not ready:
             return
-        newest = ready[-1]
-        stored = self._writer.newest_step
-        if stored is None or newest.step > stored:
-            self._skip([old for old in ready[:-1] if stored is None or old.step > stored])
-            self._upload(newest)
+        newest, stored = ready[-1], self._writer.newest_step
+        pending = [found for found in ready if stored is None or found.step > stored]
+        wanted = [found for found in pending if found is newest or found.step in newest.best]
+        self._skip([old for old in pending if old not in wanted])
+        for checkpoint in wanted:
+            self._upload(checkpoint, keep=newest.best)
         for old in ready[:-1]:
             _delete(old)
 
@@ -105,7 +108,7 @@ class CheckpointUploader(threading.Thread):
             self._log.info("checkpoint skipped", step=old.step, why="a newer one is complete")
             _delete(old)
 
-    def _upload(self, newest: ReadyCheckpoint) -> None:
+    def _upload(self, newest: ReadyCheckpoint, keep: tuple[int, ...]) -> None:
         begun = time.monotonic()
         checkpoint = self._writer.commit(
             newest.step,
@@ -122,7 +125,7 @@ class CheckpointUploader(threading.Thread):
         self._log.info(
             "checkpoint stored", step=newest.step, uri=checkpoint.uri, bytes=size, seconds=round(self.last_seconds, 2)
         )
-        removed = self._writer.prune(self._policy.keep_last)
+        removed = self._writer.prune(self._policy.keep_last, keep)
         if removed:
             self._log.info("checkpoints pruned", steps=list(removed))
 

@@ -13,27 +13,36 @@ from pydantic import Field, ValidationError
 from finetune_api.base import Tolerant
 from finetune_api.documents import Finite
 
-_EMPTIED = ("resume", "control", "state", "checkpoints", "artifact")
+_EMPTIED = ("resume", "best", "control", "state", "checkpoints", "artifact")
 # A worker writes these; more bytes than this is not one of its documents.
 _MAX_JSON_BYTES = 1 << 20
 
 
 class Result(Tolerant):
-    """What was made and how good it is: artifact is the folder's name, adapter or model."""
+    """What was made and how good it is.
+
+    artifact: the folder's name, adapter or model; report where nothing was trained. unmet: what of evaluation.require
+    the tuned model fails, in words.
+    """
 
     artifact: Annotated[str, Field(max_length=64)]
     base_eval_loss: Finite | None = None
     eval_loss: Finite | None = None
+    unmet: str | None = None
 
 
 @dataclass(frozen=True)
 class ReadyCheckpoint:
-    """A complete local checkpoint: its folder, and the metrics that its `.ready` marker holds."""
+    """A complete local checkpoint: its folder, and what its `.ready` marker holds.
+
+    best: the steps with the lowest evaluation loss up to this one, where the run keeps them; the lowest first.
+    """
 
     step: int
     folder: Path
     marker: Path
     metrics: dict[str, Any]
+    best: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class WorkDir:
     def resume(self) -> Path:
         """The restored checkpoint; absent on a fresh start."""
         return self.root / "resume"
+
+    @property
+    def best(self) -> Path:
+        """Weights of the step with the lowest evaluation loss; absent where none is asked for, or it is the resumed one."""
+        return self.root / "best"
 
     @property
     def stop_file(self) -> Path:
@@ -115,13 +129,19 @@ class WorkDir:
             number = marker.stem.removeprefix("step-")
             content = read_json(marker)
             if number.isdigit() and content is not None:
-                metrics = content.get("metrics")
-                found.append(
-                    ReadyCheckpoint(
-                        int(number), marker.with_suffix(""), marker, metrics if isinstance(metrics, dict) else {}
-                    )
-                )
+                found.append(_ready(int(number), marker, content))
         return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def _ready(step: int, marker: Path, content: dict[str, Any]) -> ReadyCheckpoint:
+    metrics, best = content.get("metrics"), content.get("best")
+    return ReadyCheckpoint(
+        step,
+        marker.with_suffix(""),
+        marker,
+        metrics if isinstance(metrics, dict) else {},
+        tuple(number for number in best if isinstance(number, int)) if isinstance(best, list) else (),
+    )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ lists and brackets. A rule outside it raises ValueError, which a test checks for
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,8 @@ def holds(rule: str, value: Mapping[str, Any]) -> bool:
     return result
 
 
-def _tokens(rule: str) -> list[tuple[str, str]]:
+@functools.cache
+def _tokens(rule: str) -> tuple[tuple[str, str], ...]:
     found, position = [], 0
     while position < len(rule.rstrip()):
         match = _TOKEN.match(rule, position)
@@ -38,7 +40,7 @@ def _tokens(rule: str) -> list[tuple[str, str]]:
         else:
             found.append(("name", name))
         position = match.end()
-    return found
+    return tuple(found)
 
 
 class _Parser:

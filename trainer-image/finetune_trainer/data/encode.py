@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token outside the loss, as torch's cross entropy has it."""
 OPEN, CLOSE = "⟦", "⟧"
+Tokens = tuple[list[int], list[Span]]
+"""Token ids of a text and the range of characters that each stands for."""
+_ANSWERS = ("assistant", "completion")
 _CONTINUED_TOKENS = 32
 
 
@@ -67,43 +70,115 @@ class Encoding:
 class Encoder:
     """Encodes examples with one tokenizer and one set of rules. max_length: tokens."""
 
-    def __init__(self, tokenizer: TextTokenizer, *, loss_on: LossOn, truncation: Truncation, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        loss_on: LossOn,
+        truncation: Truncation,
+        max_length: int,
+        max_source: int | None = None,
+        max_target: int | None = None,
+    ) -> None:
+        """max_source, max_target: limits in tokens of the last question and of its answer, before they are put together."""
         self.tokenizer = tokenizer
         self.chat = ChatFormat(tokenizer)
         self._loss_on = loss_on
         self._truncation = truncation
         self._max_length = max_length
+        self._limits = {"dataset.maxSourceTokens": max_source, "dataset.maxTargetTokens": max_target}
 
     def encode(self, example: Example) -> Encoding | BadRecord | None:
         """The encoding; a BadRecord if it is too long or teaches nothing; None if the cut left nothing to learn."""
-        turns, dropped = example.turns, 0
-        while True:
+        return self.encode_many([example])[0]
+
+    def encode_many(self, examples: Sequence[Example]) -> list[Encoding | BadRecord | None]:
+        """`encode` of each example; several at once are faster."""
+        prepared = [self._prepared(example) for example in examples]
+        texts = [found[0].text for found in prepared if not isinstance(found, BadRecord)]
+        encoded = iter(self.tokenizer.encode_many(texts))
+        return [
+            found if isinstance(found, BadRecord) else self._encoded(example, *found, next(encoded))
+            for example, found in zip(examples, prepared, strict=True)
+        ]
+
+    def lengths(self, examples: Sequence[Example]) -> list[int | BadRecord]:
+        """How many tokens each example has before any cut; a BadRecord where it cannot be encoded. Makes no array."""
+        prepared = [self._prepared(example) for example in examples]
+        rendered = [found[0] for found in prepared if not isinstance(found, BadRecord)]
+        encodings = iter(self.tokenizer.backend.encode_batch_fast([r.text for r in rendered], add_special_tokens=False))
+        found_lengths: list[int | BadRecord] = []
+        for found in prepared:
+            if isinstance(found, BadRecord):
+                found_lengths.append(found)
+                continue
+            ids = next(encodings).ids
+            end = 0 if found[0].ends or ids[-1:] == [self.tokenizer.eos_id] else 1
+            found_lengths.append(len(ids) + end + self.tokenizer.with_bos(ids) + found[2])
+        return found_lengths
+
+    def _prepared(self, example: Example) -> tuple[Rendered, Sequence[Turn], int] | BadRecord:
+        """(text, turns, tokens cut off by the limits of source and target) of an example."""
+        turns, cut = example.turns, 0
+        if any(self._limits.values()):
+            limited = self._limited(example)
+            if isinstance(limited, BadRecord):
+                return limited
+            turns, cut = limited
+        try:
+            return self.render(turns), turns, cut
+        except ChatError as error:
+            return example.record.bad(str(error), "Correct the messages, or set dataset.promptTemplate.")
+
+    def _limited(self, example: Example) -> tuple[Sequence[Turn], int] | BadRecord:
+        """Question and answer within their limits: both lose their end, but a template's text its beginning, because
+        the words that ask for the answer stand at its end."""
+        turns, cut = list(example.turns), 0
+        last = max((k for k, turn in enumerate(turns) if turn.role in _ANSWERS), default=len(turns))
+        asked = max((k for k, turn in enumerate(turns[:last]) if turn.role in ("user", "prompt")), default=-1)
+        for (name, limit), at in zip(self._limits.items(), (asked, last), strict=True):
+            if limit is None or not 0 <= at < len(turns):
+                continue
+            turn = turns[at]
+            _, offsets = self.tokenizer.encode(turn.text)
+            over = len(offsets) - limit
+            if over <= 0:
+                continue
+            if self._truncation is Truncation.ERROR:
+                problem = f"message {at + 1} ({turn.role}) has {len(offsets)} tokens, more than {name} {limit}"
+                return example.record.bad(problem, f"Raise {name}, or set dataset.truncation to Tail.")
+            kept = turn.text[offsets[over][0] :] if turn.role == "prompt" else turn.text[: offsets[limit - 1][1]]
+            turns[at], cut = Turn(turn.role, kept), cut + over
+        return turns, cut
+
+    def _encoded(
+        self, example: Example, rendered: Rendered, turns: Sequence[Turn], cut: int, encoded: Tokens
+    ) -> Encoding | BadRecord | None:
+        ids, labels, prompt = self.tokens(rendered, encoded)
+        length, whole = len(ids) + cut, len(turns)
+        if not _learns(labels):
+            return example.record.bad("no token of it is in the loss", "Give it a completion.")
+        if len(ids) > self._max_length and self._truncation is Truncation.ERROR:
+            return example.record.bad(
+                f"{len(ids)} tokens, more than hyperparameters.maxSequenceLength {self._max_length}",
+                "Raise hyperparameters.maxSequenceLength, shorten the records, or set dataset.truncation to "
+                "Tail or OldestTurns.",
+            )
+        while len(ids) > self._max_length and self._truncation is Truncation.OLDEST_TURNS:
+            shorter = _without_oldest(turns)
+            if shorter is None:
+                break
+            turns = shorter
             try:
                 rendered = self.render(turns)
             except ChatError as error:
                 return example.record.bad(str(error), "Correct the messages, or set dataset.promptTemplate.")
             ids, labels, prompt = self.tokens(rendered)
-            if dropped == 0:
-                length = len(ids)
-                if not _learns(labels):
-                    return example.record.bad("no token of it is in the loss", "Give it a completion.")
-                if length > self._max_length and self._truncation is Truncation.ERROR:
-                    return example.record.bad(
-                        f"{length} tokens, more than hyperparameters.maxSequenceLength {self._max_length}",
-                        "Raise hyperparameters.maxSequenceLength, shorten the records, or set dataset.truncation to "
-                        "Tail or OldestTurns.",
-                    )
-            if len(ids) <= self._max_length or self._truncation is not Truncation.OLDEST_TURNS:
-                break
-            shorter = _without_oldest(turns)
-            if shorter is None:
-                break
-            turns, dropped = shorter, dropped + len(turns) - len(shorter)
         ids, labels = ids[: self._max_length], labels[: self._max_length]
         if not _learns(labels):
             return None
-        encoded = EncodedExample(as_array(ids), as_array(labels))
-        return Encoding(encoded, length, len(ids), prompt, rendered.answer, dropped)
+        item = EncodedExample(as_array(ids), as_array(labels))
+        return Encoding(item, length, len(ids), prompt, rendered.answer, whole - len(turns))
 
     def render(self, turns: Sequence[Turn]) -> Rendered:
         """The text of turns with its spans; raises ChatError."""
@@ -127,9 +202,9 @@ class Encoder:
             spans = ((0, len(text)),)
         return Rendered(text, spans, ends, prompt_end, completion)
 
-    def tokens(self, rendered: Rendered) -> tuple[list[int], list[int], int]:
-        """(ids, labels, tokens before the last completion), whole: nothing is cut."""
-        ids, offsets = self.tokenizer.encode(rendered.text)
+    def tokens(self, rendered: Rendered, encoded: Tokens | None = None) -> tuple[list[int], list[int], int]:
+        """(ids, labels, tokens before the last completion), whole: nothing is cut. encoded: the text's, where known."""
+        ids, offsets = encoded or self.tokenizer.encode(rendered.text)
         labels = _labels(ids, offsets, rendered.spans)
         prompt = next((k for k, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
         if not rendered.ends and ids[-1:] != [self.tokenizer.eos_id]:
@@ -140,16 +215,6 @@ class Encoder:
         elif change < 0:
             ids, labels = ids[-change:], labels[-change:]
         return ids, labels, max(prompt + change, 0)
-
-    def lengths(self, rendered: Sequence[Rendered]) -> list[int]:
-        """How many tokens each text has, as `tokens` would say; several at once are faster."""
-        encodings = self.tokenizer.backend.encode_batch_fast([item.text for item in rendered], add_special_tokens=False)
-        counts = []
-        for item, encoding in zip(rendered, encodings, strict=True):
-            ids = encoding.ids
-            end = 0 if item.ends or ids[-1:] == [self.tokenizer.eos_id] else 1
-            counts.append(len(ids) + end + self.tokenizer.with_bos(ids))
-        return counts
 
     def prompt_of(self, encoding: Encoding) -> tuple[list[int], str]:
         """(ids, reference) for generation: the tokens before the last completion, and that completion.

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import LossOn, ObjectiveType, Task, Truncation
+from finetune_api.runfile import RunFile
+from finetune_trainer.data.documents import DocumentEncoder
 from finetune_trainer.data.encode import Encoder, Encoding
 from finetune_trainer.data.formats import Example
+from finetune_trainer.data.labels import LabelEncoder
+from finetune_trainer.data.preference import JudgedEncoder, PairEncoder
+from finetune_trainer.data.prompts import PromptEncoder
 from finetune_trainer.data.records import BadRecord
+from finetune_trainer.data.seq2seq import Seq2SeqEncoder
+from finetune_trainer.data.tags import TagEncoder
 from finetune_trainer.data.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
 class EncodingRules:
-    """The settings that encoding depends on. labels: names of the classes or tags, in the order of their numbers."""
+    """The settings that encoding depends on. labels: names of the classes or tags, in the order of their numbers.
+
+    new_tokens: how much of max_length the model itself writes (PPO, GRPO).
+    """
 
     loss_on: LossOn
     truncation: Truncation
@@ -24,6 +35,7 @@ class EncodingRules:
     max_source: int | None = None
     max_target: int | None = None
     labels: Sequence[str] = ()
+    new_tokens: int = 0
 
 
 class RecordEncoder(Protocol):
@@ -39,12 +51,44 @@ class RecordEncoder(Protocol):
 
 
 def _causal(tokenizer: TextTokenizer, rules: EncodingRules) -> RecordEncoder:
-    return Encoder(tokenizer, loss_on=rules.loss_on, truncation=rules.truncation, max_length=rules.max_length)
+    return Encoder(
+        tokenizer,
+        loss_on=rules.loss_on,
+        truncation=rules.truncation,
+        max_length=rules.max_length,
+        max_source=rules.max_source,
+        max_target=rules.max_target,
+    )
 
 
 REGISTRY: dict[tuple[ObjectiveType, Task], Callable[[TextTokenizer, EncodingRules], RecordEncoder]] = {
     (ObjectiveType.SUPERVISED, Task.CAUSAL_LM): _causal,
+    (ObjectiveType.SUPERVISED, Task.SEQUENCE_CLASSIFICATION): LabelEncoder,
+    (ObjectiveType.SUPERVISED, Task.TOKEN_CLASSIFICATION): TagEncoder,
+    (ObjectiveType.SUPERVISED, Task.SEQ2SEQ): Seq2SeqEncoder,
+    (ObjectiveType.PRETRAIN, Task.CAUSAL_LM): _causal,
+    (ObjectiveType.PRETRAIN, Task.MASKED_LM): partial(DocumentEncoder, task=Task.MASKED_LM),
+    (ObjectiveType.PRETRAIN, Task.SEQ2SEQ): partial(DocumentEncoder, task=Task.SEQ2SEQ),
+    (ObjectiveType.DISTILLATION, Task.CAUSAL_LM): _causal,
+    (ObjectiveType.DISTILLATION, Task.SEQUENCE_CLASSIFICATION): LabelEncoder,
+    (ObjectiveType.REWARD, Task.SEQUENCE_CLASSIFICATION): PairEncoder,
+    (ObjectiveType.DPO, Task.CAUSAL_LM): PairEncoder,
+    (ObjectiveType.ORPO, Task.CAUSAL_LM): PairEncoder,
+    (ObjectiveType.KTO, Task.CAUSAL_LM): JudgedEncoder,
+    (ObjectiveType.PPO, Task.CAUSAL_LM): PromptEncoder,
+    (ObjectiveType.GRPO, Task.CAUSAL_LM): PromptEncoder,
 }
+
+
+def method(run: RunFile) -> ObjectiveType:
+    """Under which objective a run's encoder and loss are registered.
+
+    Evaluation reads as Supervised does; plain text of MaskedLM and Seq2Seq, which is noised, as Pretrain does.
+    """
+    kind = run.objective.type
+    if run.objective.pretrain is not None:
+        return ObjectiveType.PRETRAIN
+    return ObjectiveType.SUPERVISED if kind is ObjectiveType.EVALUATION else kind
 
 
 def make_encoder(objective: ObjectiveType, task: Task, tokenizer: TextTokenizer, rules: EncodingRules) -> RecordEncoder:

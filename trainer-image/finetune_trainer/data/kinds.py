@@ -7,7 +7,7 @@ them. `input_ids` is int32; labels are int32 with -100 where the loss does not c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,3 +96,5 @@ Item = (
     | EncodedPrompt
     | EncodedPacked
 )
+ITEMS: tuple[type[Any], ...] = get_args(Item)
+"""Every class of Item."""

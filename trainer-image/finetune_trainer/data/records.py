@@ -9,8 +9,6 @@ from typing import Any
 from finetune_api.failures import FinetuneError
 
 SHOWN_BAD_ROWS = 20
-BAD_ROWS_ALLOWED = 0
-"""How many unusable records a data set may have: a record that is dropped in silence is a record that is missing."""
 _MAX_NAME = 60
 _MAX_PROBLEM = 160
 
@@ -66,20 +64,28 @@ class BadRows:
         if len(self.shown) < SHOWN_BAD_ROWS:
             self.shown.append(bad)
 
-    def check(self, usable: int) -> None:
-        """Raises FinetuneError(DataInvalid) that lists the bad records if there are more than are allowed."""
-        if self.total <= BAD_ROWS_ALLOWED:
+    def check(self, usable: int, allowed: float = 0.0) -> None:
+        """Raises FinetuneError(DataInvalid) that lists the bad records if they are more than are allowed.
+
+        allowed: their largest share of all records (dataset.maxBadShare); at least one record must be usable.
+        """
+        records = self.total + usable
+        if self.total <= allowed * records and (usable or not self.total):
             return
-        rows = "; ".join(f"{bad.where}: {bad.problem[:_MAX_PROBLEM]}" for bad in self.shown)
+        rule = f"dataset.maxBadShare allows {allowed:.3g} of them" if allowed else "every one must be usable"
         rest = f"; and {self.total - len(self.shown)} more" if self.total > len(self.shown) else ""
         mends = list(dict.fromkeys(bad.mend for bad in self.shown))
-        noun = "record" if self.total + usable == 1 else "records"
+        noun = "record" if records == 1 else "records"
         raise FinetuneError(
-            f"{self.total} of {self.total + usable} {noun} cannot be used, and every one must be usable. "
-            f"{rows}{rest}. {' '.join(mends[:3])}",
+            f"{self.total} of {records} {noun} cannot be used, and {rule}. "
+            f"{'; '.join(self.lines())}{rest}. {' '.join(mends[:3])}",
             failure_class="DataInvalid",
             field=f"spec.{self.shown[0].source}",
         )
+
+    def lines(self) -> list[str]:
+        """The records that are shown, each with where it is and what is wrong with it."""
+        return [f"{bad.where}: {bad.problem[:_MAX_PROBLEM]}" for bad in self.shown]
 
 
 def position(file: str, row: int) -> str:

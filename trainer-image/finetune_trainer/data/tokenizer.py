@@ -1,12 +1,12 @@
 """A tokenizer reduced to what encoding needs, the same in the light image (tokenizer.json) and in the worker.
 
 The post-processor is left out: it would add special tokens of its own and trim white space from offsets, so that a
-token could not be told to lie inside or outside the loss.
+token could not be told to lie inside or outside the loss. What it puts round a text is kept as `prefix` and `suffix`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ class TextTokenizer:
 
     adds_bos: whether the tokenizer itself puts a BOS before a text. chat_template: Jinja source, None if there is none.
     variables: special tokens by name, as chat templates use them. special: texts of all special tokens.
+    prefix, suffix: ids that the tokenizer itself puts before and after a text: [CLS] … [SEP], … </s>, <s> ….
     """
 
     backend: Tokenizer
@@ -31,6 +32,8 @@ class TextTokenizer:
     chat_template: str | None
     variables: Mapping[str, Any]
     special: frozenset[str]
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
 
     @classmethod
     def from_transformers(cls, tokenizer: Any) -> Self:
@@ -63,7 +66,8 @@ class TextTokenizer:
         bare.post_processor = None
         bare.no_truncation()
         bare.no_padding()
-        bos, eos = variables.get("bos_token"), variables.get("eos_token")
+        # Encoders such as BERT have no end token of that name; their separator ends a text.
+        bos, eos = variables.get("bos_token"), variables.get("eos_token") or variables.get("sep_token")
         bos_id = bare.token_to_id(bos) if bos else None
         eos_id = bare.token_to_id(eos) if eos else None
         if eos_id is None:
@@ -71,12 +75,23 @@ class TextTokenizer:
         adds_bos = bos_id is not None and backend.encode("a").ids[:1] == [bos_id]
         added = {token.content for token in bare.get_added_tokens_decoder().values() if token.special}
         texts = frozenset(text for text in added | special if isinstance(text, str) and text)
-        return cls(bare, bos_id, eos_id, adds_bos, template or None, dict(variables), texts)
+        prefix, suffix = _frame(backend, bare)
+        return cls(bare, bos_id, eos_id, adds_bos, template or None, dict(variables), texts, prefix, suffix)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """(ids, character ranges) of text; no special token is added."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """`encode` of each text; several at once are faster."""
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def framed(self, ids: list[int], limit: int) -> list[int]:
+        """ids between prefix and suffix, the ids' tail cut so that all of it has at most limit tokens."""
+        room = max(limit - len(self.prefix) - len(self.suffix), 0)
+        return [*self.prefix, *ids[:room], *self.suffix]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, special tokens included."""
@@ -93,6 +108,15 @@ class TextTokenizer:
         if leading == 0:
             return 1 if self.adds_bos else 0
         return 1 - leading
+
+
+def _frame(backend: Tokenizer, bare: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(prefix, suffix) of the post-processor, seen on a probe text."""
+    inner, whole = bare.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return tuple(whole[:start]), tuple(whole[start + len(inner) :])
+    return (), ()
 
 
 def _token_text(value: Any) -> str | None:

@@ -10,15 +10,20 @@ from pathlib import Path
 
 from finetune_api import naming
 from finetune_api.failures import FinetuneError
-from finetune_api.runfile import PreflightFile
+from finetune_api.runfile import InputKind, PreflightFile
 from finetune_api.status import Finding, Preflight
-from finetune_trainer.preflight.checks import Outcome, check_claim, check_data, check_model, check_output
+from finetune_trainer.preflight.checks import check_claim, check_model, check_output, check_target
 from finetune_trainer.preflight.document import INFO, finding, ranked
+from finetune_trainer.preflight.further import check_further
+from finetune_trainer.preflight.labels import check_labels
+from finetune_trainer.preflight.outcome import Outcome, joined
+from finetune_trainer.preflight.records import check_data
 from finetune_trainer.sources.place import Reach
 
 STALL_SECONDS = 30.0
 """A check that got no answer and read no record for this long is given up."""
 _POLL_SECONDS = 0.05
+Action = Callable[[PreflightFile, Reach, Outcome], None]
 
 
 @dataclass
@@ -62,7 +67,7 @@ class _Check:
         if time.monotonic() - self.last_beat < stall_seconds:
             return False
         # From here on the thread writes to an outcome that nobody reads.
-        self.outcome = Outcome(list(self.outcome.findings), self.outcome.model, self.outcome.data, self.outcome.claim)
+        self.outcome = self.outcome.copy()
         self.outcome.findings.append(
             Finding(
                 failure_class="StorageUnavailable",
@@ -90,31 +95,44 @@ def run_preflight(
     def reach(check: _Check) -> Reach:
         return Reach(env=env, claims=claims, allow_file=file.local, patient=False, beat=check.beat)
 
-    model = _Check("model", file.model.uri, "spec.model.uri")
-    data = _Check("data", ", ".join(source.uri for source in file.sources), "spec.dataset.sources[0].uri")
-    output = _Check("output", file.output.uri, "spec.output.uri")
-    model.start(lambda outcome: check_model(file, reach(model), outcome))
-    data.start(lambda outcome: check_data(file, reach(data), outcome))
-    output.start(lambda outcome: check_output(file, reach(output), outcome))
-    waiting = [model, data, output]
+    checks = _checks(file)
+    for check, action in checks:
+        check.start(lambda outcome, check=check, action=action: action(file, reach(check), outcome))
+    waiting = [check for check, _ in checks]
     while waiting := [check for check in waiting if not check.done(stall_seconds)]:
         time.sleep(_POLL_SECONDS)
-    whole = Outcome(
-        [item for check in (model, data, output) for item in check.outcome.findings],
-        model.outcome.model,
-        data.outcome.data,
-        output.outcome.claim,
-    )
-    try:
-        check_claim(file, whole)
-    except FinetuneError as error:
-        whole.findings.append(finding(error))
+    whole = joined(check.outcome for check, _ in checks)
+    for together in (lambda: check_claim(file, whole), lambda: check_labels(file, whole.labels, whole.heads)):
+        try:
+            together()
+        except FinetuneError as error:
+            whole.findings.append(finding(error))
     findings = ranked(whole.findings)
     return Preflight(
         ok=all(item.failure_class == INFO for item in findings),
         spec_digest=file.spec_digest,
         model=whole.model,
         data=whole.data,
+        digests=whole.digests,
+        further_weight_bytes=whole.weight_bytes,
         findings=findings,
         findings_total=len(findings),
     )
+
+
+def _checks(file: PreflightFile) -> list[tuple[_Check, Action]]:
+    """The checks of a job, in the order in which their findings are told."""
+    sources = ", ".join(source.uri for source in file.sources)
+    checks: list[tuple[_Check, Action]] = [
+        (_Check("model", file.model.uri, "spec.model.uri"), check_model),
+        (_Check("data", sources, "spec.dataset.sources[0].uri"), check_data),
+        (_Check("output", file.output.uri, "spec.output.uri"), check_output),
+    ]
+    models = [item for item in file.further if item.kind is not InputKind.DATA]
+    if models:
+        places = ", ".join(item.reference.uri for item in models)
+        checks.append((_Check("further models", places, f"spec.{models[0].field}"), check_further))
+    if (publish := file.publish) is not None:
+        check = _Check("place to publish", publish.target.uri, "spec.output.publish.uri")
+        checks.append((check, lambda _, reach, outcome: check_target(publish, reach, outcome)))
+    return checks

@@ -10,7 +10,7 @@ from finetune_api.failures import FinetuneError
 from finetune_api.runfile import Reference
 from finetune_trainer.sources.place import Place, Purpose, Reach, SourceFile, data_digest, model_digest
 from finetune_trainer.sources.places import FolderPlace, open_source
-from finetune_trainer.sources.select import data_files, model_files
+from finetune_trainer.sources.select import adapter_files, config_files, data_files, model_files
 from finetune_trainer.store.errors import from_os_error
 
 
@@ -18,8 +18,8 @@ from finetune_trainer.store.errors import from_os_error
 class Fetched:
     """What was brought. uri: as the reference has it. Names in files are relative to the destination.
 
-    revision: the commit of an hf:// repository. digest: of this source alone; for a model it equals ModelFacts.digest
-    if nothing has changed since preflight.
+    revision: the commit of an hf:// repository. digest: of this source alone; for a model or an adapter it is the one
+    that preflight gave if nothing has changed since.
     """
 
     uri: str
@@ -34,7 +34,7 @@ class Fetched:
 
 
 def fetch(reference: Reference, destination: Path, *, purpose: Purpose, field: str, reach: Reach) -> Fetched:
-    """Bring the files of a model or a data source into destination, which is created and must be empty.
+    """Bring the files of a model, an adapter or a data source into destination, which is created and must be empty.
 
     field: the spec path of the URI without `spec.`. pvc:// and file:// files are linked, not copied. Raises
     FinetuneError with the field: ModelNotFound, DataNotFound, ModelUnsupported, DataInvalid, UnsafeFile,
@@ -52,15 +52,21 @@ def fetch(reference: Reference, destination: Path, *, purpose: Purpose, field: s
             place.bring(file.name, path)
     except OSError as error:
         raise from_os_error(error, "write", destination) from error
-    digest = model_digest(files) if purpose is Purpose.MODEL else data_digest([(reference.uri, files)])
+    digest = data_digest([(reference.uri, files)]) if purpose is Purpose.DATA else model_digest(files)
     return Fetched(reference.uri, files, place.revision, digest)
 
 
 def choose(place: Place, reference: Reference, purpose: Purpose, field: str) -> tuple[SourceFile, ...]:
-    """The files of place that count for purpose; raises FinetuneError as model_files and data_files do."""
-    if purpose is Purpose.MODEL:
-        return model_files(place, field=field)
-    return data_files(place, reference, field=field)
+    """The files of place that count for purpose; raises FinetuneError as the functions of select do."""
+    match purpose:
+        case Purpose.MODEL:
+            return model_files(place, field=field)
+        case Purpose.CONFIG:
+            return config_files(place, field=field)
+        case Purpose.ADAPTER:
+            return adapter_files(place, field=field)
+        case Purpose.DATA:
+            return data_files(place, reference, field=field)
 
 
 def _check_room(folder: Path, needed: int, uri: str) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.failures import FinetuneError
+from finetune_api.job import ObjectiveType, Task, TuningType
 from finetune_api.status import ModelFacts
 from finetune_trainer.sources.architectures import architecture_of, check_architecture, model_shape
+from finetune_trainer.sources.parameters import estimate_parameters
 from finetune_trainer.sources.place import Place, SourceFile, model_digest, read_whole, suffix
-from finetune_trainer.sources.select import CONFIG, SLOW_TOKENIZERS, TOKENIZER, model_files
+from finetune_trainer.sources.select import CONFIG, SLOW_TOKENIZERS, TOKENIZER, config_files, model_files
 
 MAX_CONFIG_BYTES = 8 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -32,38 +34,82 @@ class TokenizerFiles:
     chat_template: str | None
 
 
-def inspect_model(place: Place, *, field: str = "model.uri") -> ModelFacts:
-    """The facts about a model from its config and the headers of its weights.
+@dataclass(frozen=True)
+class Use:
+    """What a model is for. tuning: None for one that only computes, such as a teacher.
 
-    Raises FinetuneError: what model_files raises, and ModelUnsupported for an unsupported architecture, a broken or
-    truncated weight file, or a model without tokenizer files.
+    learns_tokenizer: whether the run makes its own tokenizer, so that the model needs none.
     """
-    files = model_files(place, field=field)
+
+    task: Task = Task.CAUSAL_LM
+    objective: ObjectiveType = ObjectiveType.SUPERVISED
+    tuning: TuningType | None = TuningType.LORA
+    learns_tokenizer: bool = False
+
+
+def inspect_model(place: Place, use: Use | None = None, *, field: str = "model.uri") -> ModelFacts:
+    """The facts about a model from its config and the headers of its weights; for Pretrain from its config alone.
+
+    Raises FinetuneError: what model_files raises, and ModelUnsupported for an architecture that does not fit its use,
+    a broken or truncated weight file, or a model without tokenizer files.
+    """
+    use = use or Use()
+    fresh = use.objective is ObjectiveType.PRETRAIN
+    files = (config_files if fresh else model_files)(place, field=field)
     config = read_json(place, CONFIG, field=field)
-    check_architecture(config, field=field)
+    check_architecture(config, task=use.task, objective=use.objective, tuning=use.tuning, field=field)
     shape = model_shape(config, field=field)
     names = {file.name for file in files}
-    if TOKENIZER not in names and not names & set(SLOW_TOKENIZERS):
+    if not use.learns_tokenizer and TOKENIZER not in names and not names & set(SLOW_TOKENIZERS):
         raise _unsupported(f"{place.uri} has no tokenizer ({TOKENIZER} or tokenizer.model)", field)
     weights = [file for file in files if suffix(file.name) == ".safetensors"]
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        parameters = sum(pool.map(lambda file: count_parameters(place, file, field=field), weights))
     return ModelFacts(
         model_type=config["model_type"],
         architecture=architecture_of(config),
-        parameters=parameters,
+        parameters=estimate_parameters(config) if fresh else _parameters(place, weights, field),
         weight_bytes=sum(file.size for file in weights),
         hidden_size=shape.hidden_size,
         layers=shape.layers,
         vocabulary_size=shape.vocabulary_size,
         max_positions=shape.max_positions,
         has_chat_template=chat_template(place, field=field) is not None,
+        quantization=shape.quantization,
+        experts=shape.experts,
+        encoder=shape.encoder,
         digest=model_digest(files),
     )
 
 
+def _parameters(place: Place, weights: list[SourceFile], field: str) -> int:
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return sum(pool.map(lambda file: count_parameters(place, file, field=field), weights))
+
+
 def count_parameters(place: Place, file: SourceFile, *, field: str) -> int:
-    """The number of parameters in a safetensors file, from its header; raises ModelUnsupported if it is damaged."""
+    """The number of parameters in a safetensors file, from its header; raises ModelUnsupported if it is damaged.
+
+    A byte of a weight that bitsandbytes holds in 4 bits counts as two; its constants count as none.
+    """
+    header, start = _header(place, file, field)
+    try:
+        tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+        end = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+        parameters = sum(_size(name, tensor, tensors) for name, tensor in tensors.items())
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise _damaged(place, file, "its safetensors header cannot be read", field) from None
+    if start + end != file.size:
+        raise _damaged(place, file, f"it should have {start + end} bytes and has {file.size}", field)
+    return parameters
+
+
+def tensor_names(place: Place, file: SourceFile, *, field: str) -> frozenset[str]:
+    """The names of the tensors in a safetensors file; raises ModelUnsupported if it is damaged."""
+    header, _ = _header(place, file, field)
+    return frozenset(name for name in header if name != "__metadata__")
+
+
+def _header(place: Place, file: SourceFile, field: str) -> tuple[dict[str, Any], int]:
+    """(header, where the data begins)."""
     data = place.read_start(file.name, min(file.size, _FIRST_READ))
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 2 <= length <= MAX_HEADER_BYTES:
@@ -72,14 +118,20 @@ def count_parameters(place: Place, file: SourceFile, *, field: str) -> int:
         data = place.read_start(file.name, 8 + length)
     try:
         header = json.loads(data[8 : 8 + length])
-        tensors = [value for key, value in header.items() if key != "__metadata__"]
-        end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-        parameters = sum(math.prod(int(size) for size in tensor["shape"]) for tensor in tensors)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise _damaged(place, file, "its safetensors header cannot be read", field) from None
-    if 8 + length + end != file.size:
-        raise _damaged(place, file, f"it should have {8 + length + end} bytes and has {file.size}", field)
-    return parameters
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise _damaged(place, file, "its safetensors header cannot be read", field)
+    return header, 8 + length
+
+
+def _size(name: str, tensor: Any, tensors: dict[str, Any]) -> int:
+    """The parameters that a stored tensor stands for."""
+    weight, inner, _ = name.partition(".weight.")
+    if name.endswith((".SCB", ".weight_format")) or (inner and f"{weight}.weight" in tensors):
+        return 0
+    elements = math.prod(int(size) for size in tensor["shape"])
+    return 2 * elements if f"{name}.absmax" in tensors else elements
 
 
 def read_tokenizer(place: Place, *, field: str = "model.uri") -> TokenizerFiles:

@@ -17,12 +17,20 @@ class Purpose(StrEnum):
     """What a reference is for: decides which files count and what a missing one is called."""
 
     MODEL = "Model"
+    CONFIG = "Config"
+    """A model's config and tokenizer, without weights."""
+    ADAPTER = "Adapter"
     DATA = "Data"
 
     @property
     def not_found(self) -> str:
         """The failure class of a missing file."""
-        return "ModelNotFound" if self is Purpose.MODEL else "DataNotFound"
+        return "DataNotFound" if self is Purpose.DATA else "ModelNotFound"
+
+    @property
+    def word(self) -> str:
+        """What it is called in messages, at the begin of a sentence."""
+        return {Purpose.DATA: "The data", Purpose.ADAPTER: "The adapter"}.get(self, "The model")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -116,7 +124,7 @@ def model_digest(files: Iterable[SourceFile]) -> str:
 
 
 def data_digest(sources: Iterable[tuple[str, Sequence[SourceFile]]]) -> str:
-    """Digest of all data: (URI, files) of each source in order, then of the validation source if there is one."""
+    """Digest of all data: (URI, files) of each input in the order of the run file's inputs."""
     return digest([[uri, _rows(files)] for uri, files in sources])
 
 

@@ -308,9 +308,8 @@ def fingerprint(path: Path) -> str:
 
 def not_found(uri: str, purpose: Purpose, field: str, why: str) -> FinetuneError:
     """The error for a place without a file; field without `spec.`."""
-    word = "The base model" if purpose is Purpose.MODEL else "The data"
     return FinetuneError(
-        f"{word} at {uri} was not found: {why}. Check {field}, or upload the files there.",
+        f"{purpose.word} at {uri} was not found: {why}. Check {field}, or upload the files there.",
         failure_class=purpose.not_found,
         field=f"spec.{field}",
     )

@@ -1,4 +1,4 @@
-"""Which files of a place count: the ones a model needs, and the ones that hold records."""
+"""Which files of a place count: the ones a model or an adapter needs, and the ones that hold records."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ CONFIG = "config.json"
 SINGLE_WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+GENERATION = "generation_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # An allow-list: what is not on it is never downloaded, whatever it is called.
 TOKENIZER_FILES = frozenset(
     {
@@ -64,7 +67,7 @@ def weight_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
         missing = [name for name in shards if name not in files]
         if missing:
             raise FinetuneError(
-                f"The base model at {place.uri} is incomplete: {INDEX} names {', '.join(missing[:3])}"
+                f"The model at {place.uri} is incomplete: {INDEX} names {', '.join(missing[:3])}"
                 f"{' and more' if len(missing) > 3 else ''}, which is not there ({len(missing)} of {len(shards)} "
                 "shards missing). Upload the missing shards.",
                 failure_class="ModelNotFound",
@@ -76,13 +79,13 @@ def weight_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
     pickles = sorted(name for name in files if suffix(name) in PICKLES)
     if pickles:
         raise FinetuneError(
-            f"The base model at {place.uri} has pickle weights only ({pickles[0]}), which can run code when they are "
+            f"The model at {place.uri} has pickle weights only ({pickles[0]}), which can run code when they are "
             "loaded. Convert them to safetensors (save_pretrained does) or choose a revision that has them.",
             failure_class="UnsafeFile",
             field=f"spec.{field}",
         )
     raise FinetuneError(
-        f"The base model at {place.uri} has no weights: neither {SINGLE_WEIGHTS} nor {INDEX} is there. "
+        f"The model at {place.uri} has no weights: neither {SINGLE_WEIGHTS} nor {INDEX} is there. "
         "Upload the model as save_pretrained writes it.",
         failure_class="ModelUnsupported",
         field=f"spec.{field}",
@@ -94,8 +97,16 @@ def model_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
 
     Raises as weight_files does, and ModelUnsupported without config.json.
     """
-    small = {CONFIG, "generation_config.json", INDEX} | TOKENIZER_FILES
-    found = [file for file in place.files() if file.name in small]
+    index = [file for file in place.files() if file.name == INDEX]
+    return tuple(sorted([*config_files(place, field=field), *index, *weight_files(place, field=field)]))
+
+
+def config_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
+    """What a model is made from when its weights do not count: config and tokenizer, in the order of their names.
+
+    Raises FinetuneError(ModelUnsupported) without config.json.
+    """
+    found = [file for file in place.files() if file.name in {CONFIG, GENERATION} | TOKENIZER_FILES]
     if all(file.name != CONFIG for file in found):
         raise FinetuneError(
             f"{place.uri} holds no {CONFIG}, so it is not a model folder. Correct {field}, or upload the model as "
@@ -103,7 +114,39 @@ def model_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
             failure_class="ModelUnsupported",
             field=f"spec.{field}",
         )
-    return tuple(sorted([*found, *weight_files(place, field=field)]))
+    return tuple(sorted(found))
+
+
+def adapter_files(place: Place, *, field: str) -> tuple[SourceFile, ...]:
+    """What a run needs of an adapter: its config and weights, and what was saved with it of tokenizer and model config.
+
+    Raises FinetuneError: UnsafeFile where its weights are a pickle only, ModelUnsupported where a file is missing.
+    """
+    names = {file.name for file in place.files()}
+    if ADAPTER_CONFIG not in names:
+        whole = " It holds a whole model: name it in model.uri instead." if CONFIG in names else ""
+        raise FinetuneError(
+            f"{place.uri} holds no {ADAPTER_CONFIG}, so it is not an adapter's folder.{whole} Correct {field}.",
+            failure_class="ModelUnsupported",
+            field=f"spec.{field}",
+        )
+    if ADAPTER_WEIGHTS not in names:
+        pickles = sorted(name for name in names if suffix(name) in PICKLES)
+        if pickles:
+            raise FinetuneError(
+                f"The adapter at {place.uri} has its weights as a pickle only ({pickles[0]}), which can run code when "
+                "it is loaded. Save it again with PEFT, which writes safetensors.",
+                failure_class="UnsafeFile",
+                field=f"spec.{field}",
+            )
+        raise FinetuneError(
+            f"The adapter at {place.uri} has no weights: {ADAPTER_WEIGHTS} is not there. Upload the folder as PEFT's "
+            "save_pretrained writes it.",
+            failure_class="ModelUnsupported",
+            field=f"spec.{field}",
+        )
+    wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG} | TOKENIZER_FILES
+    return tuple(sorted(file for file in place.files() if file.name in wanted))
 
 
 def data_files(place: Place, reference: Reference, *, field: str) -> tuple[SourceFile, ...]:

@@ -34,7 +34,8 @@ def claim_output(store: ObjectStore, prefix: str, claim: Claim, on_existing: str
     while True:
         if _create(store, join_key(prefix, "CLAIM.json"), claim):
             return claim
-        number, owner = _highest(store, prefix)
+        number = _newest(store, prefix) or 0
+        owner = _read(store, prefix, number)
         differs = [word for name, word in _DIGESTS.items() if getattr(claim, name) != getattr(owner, name)]
         if owner.job_uid != claim.job_uid and on_existing != OnExisting.RESUME:
             raise OutputInUse(
@@ -67,12 +68,18 @@ def _create(store: ObjectStore, key: str, claim: Claim) -> bool:
     return created
 
 
-def _highest(store: ObjectStore, prefix: str) -> tuple[int, Claim]:
+def current_claim(store: ObjectStore, prefix: str) -> Claim | None:
+    """The claim that counts: that of the last job that took the run over; None if nobody owns the output."""
+    number = _newest(store, prefix)
+    return _read(store, prefix, number) if number is not None else None
+
+
+def _newest(store: ObjectStore, prefix: str) -> int | None:
+    """The number of the claim that counts, 0 for CLAIM.json."""
     base = join_key(prefix, "CLAIM")
-    numbers = [0]
-    for item in store.list(base):
-        if match := _CLAIM_NAME.fullmatch("CLAIM" + item.key.removeprefix(base)):
-            numbers.append(int(match[1] or 0))
-    number = max(numbers)
-    key = f"{base}-{number}.json" if number else f"{base}.json"
-    return number, Claim.read(store, key)
+    matches = (_CLAIM_NAME.fullmatch("CLAIM" + item.key.removeprefix(base)) for item in store.list(base))
+    return max((int(match[1] or 0) for match in matches if match), default=None)
+
+
+def _read(store: ObjectStore, prefix: str, number: int) -> Claim:
+    return Claim.read(store, join_key(prefix, f"CLAIM-{number}.json" if number else "CLAIM.json"))

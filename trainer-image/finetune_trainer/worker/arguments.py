@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Optimizer, Precision, Schedule
 from finetune_api.runfile import RunFile
+from finetune_trainer.worker.features import Features
 from finetune_trainer.worker.ranks import Ranks
 from finetune_trainer.worker.zero import leave_out_deepspeed, prepare_zero
 
@@ -20,11 +21,18 @@ OPTIMIZERS = {
     Optimizer.PAGED_ADAMW_8BIT: "paged_adamw_8bit",
     Optimizer.ADAFACTOR: "adafactor",
     Optimizer.LION: "lion_32bit",
+    Optimizer.LION_8BIT: "lion_8bit",
+    Optimizer.PAGED_LION_8BIT: "paged_lion_8bit",
 }
-SCHEDULES = {
-    Schedule.CONSTANT: "constant_with_warmup",
-    Schedule.LINEAR: "linear",
-    Schedule.COSINE: "cosine",
+SCHEDULES: dict[Schedule, tuple[str, dict[str, float]]] = {
+    Schedule.CONSTANT: ("constant_with_warmup", {}),
+    Schedule.LINEAR: ("linear", {}),
+    Schedule.COSINE: ("cosine", {}),
+    Schedule.COSINE_TO_TENTH: ("cosine_with_min_lr", {"min_lr_rate": 0.1}),
+    # The square of the remaining share of the steps.
+    Schedule.POLYNOMIAL: ("polynomial", {"power": 2.0, "lr_end": 0.0}),
+    # sqrt(warm-up steps / step) after the warm-up; without one the library takes 10,000 steps in its place.
+    Schedule.INVERSE_SQRT: ("inverse_sqrt", {}),
 }
 # Loading and evaluation differ between ranks by minutes at most; a lost rank is ended by the agent, not by this.
 _COLLECTIVE_SECONDS = 1800
@@ -37,6 +45,8 @@ def training_arguments(run: RunFile, ranks: Ranks, folder: Path, *, evaluates: b
     """
     hp = run.hyperparameters
     every = run.evaluation.every_steps if evaluates else None
+    schedule, shape = SCHEDULES[hp.schedule]
+    features = Features.of(run)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=hp.total_steps,
@@ -44,7 +54,8 @@ def training_arguments(run: RunFile, ranks: Ranks, folder: Path, *, evaluates: b
         per_device_eval_batch_size=hp.micro_batch_size,
         gradient_accumulation_steps=hp.gradient_accumulation,
         learning_rate=hp.learning_rate,
-        lr_scheduler_type=SCHEDULES[hp.schedule],
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=shape,
         # A whole number: below 1 the library would read it as a share.
         warmup_steps=round(hp.warmup_ratio * hp.total_steps),
         weight_decay=hp.weight_decay,
@@ -55,6 +66,9 @@ def training_arguments(run: RunFile, ranks: Ranks, folder: Path, *, evaluates: b
         activation_checkpointing=hp.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if hp.gradient_checkpointing else None,
         use_cache=False,
+        neftune_noise_alpha=hp.neftune_alpha,
+        torch_compile=features.compile,
+        use_liger_kernel=features.liger,
         seed=hp.seed,
         average_tokens_across_devices=True,
         logging_steps=1,

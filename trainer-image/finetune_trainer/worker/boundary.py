@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.documents import Stage
 from finetune_api.failures import FinetuneError
-from finetune_trainer.worker.adapters import as_base
-from finetune_trainer.worker.answers import Answerer
-from finetune_trainer.worker.engine import Engine
+from finetune_trainer.worker.evaluate.best import BestPolicy, keep_weights
+from finetune_trainer.worker.evaluate.measuring import Measurer, logged_metrics
+from finetune_trainer.worker.tuning import as_base
 
 # The FP16 scaler halves its scale at each skipped step, from 65,536 down: after this many it has given up.
 MAX_SKIPPED_STEPS = 20
 
 
 class StepBoundary(TrainerCallback):
-    """Steers the library's loop from outside: base evaluation first, saves, stop, progress."""
+    """Steers the library's loop from outside: base measured first, saves, stops, best step, progress."""
 
-    def __init__(self, answerer: Answerer) -> None:
-        """answerer gives the untuned model's answers before the first step."""
+    def __init__(self, measurer: Measurer, best: BestPolicy) -> None:
+        """measurer measures the untuned model before the first step."""
         self.engine: Any = None
-        self.answerer = answerer
+        self.measurer = measurer
+        self.best = best
         self.skipped = 0
         self._started = self._lap = time.monotonic()
+        self._step_seconds = 0.0
         self._first_step = 0
         self._tokens_before = 0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         """Learn the engine; callbacks are made before it."""
         self.engine = engine
 
@@ -39,27 +42,32 @@ class StepBoundary(TrainerCallback):
         """Measure the untuned model once per run; catch up an evaluation that a stop cut off."""
         supervision = self.engine.supervision
         carry, progress = supervision.carry, supervision.progress
-        if not carry.base_done:
-            progress.stage(Stage.EVALUATING)
-            with as_base(self.engine.model):
-                if self.engine.eval_dataset is not None:
-                    carry.base_eval_loss = self.engine.evaluate()["eval_loss"]
-                    progress.update(eval_loss=carry.base_eval_loss)
-                carry.base_answers = self.answerer.answers(self.engine)
-            carry.base_done = True
+        if carry.base is None:
+            self.measure_base()
         elif _evaluation_is_due(args, state):
             self.engine.evaluate()
+        if carry.stopped_early:
+            control.should_training_stop = True
         progress.stage(Stage.TRAINING)
         self._started = self._lap = time.monotonic()
         self._first_step = state.global_step
         self._tokens_before = carry.tokens
+
+    def measure_base(self) -> None:
+        """The untuned model is measured, and its results travel with the run from now on."""
+        supervision = self.engine.supervision
+        supervision.progress.stage(Stage.EVALUATING)
+        with as_base(self.engine.model):
+            known = None if self.engine.eval_dataset is None else logged_metrics(self.engine.evaluate())
+            supervision.carry.base = asdict(self.measurer.measure(self.engine, known))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save at the end, on a stop, each N steps or N minutes; after a stop nothing else happens."""
         self._count_skipped(state)
         supervision, agreement = self.engine.supervision, self.engine.agreement
         now = time.monotonic()
-        supervision.carry.train_seconds += now - self._lap
+        self._step_seconds = now - self._lap
+        supervision.carry.train_seconds += self._step_seconds
         self._lap = now
         done = state.global_step >= supervision.total_steps
         control.should_save = (
@@ -68,6 +76,31 @@ class StepBoundary(TrainerCallback):
         if agreement.stop:
             control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """A step that is the best so far is saved; too many in a row that are not end the run, if it asks for that."""
+        if state.global_step == 0 or metrics is None:
+            return
+        carry = self.engine.supervision.carry
+        if self.best.judge(carry, state.global_step, metrics["eval_loss"]):
+            control.should_save = True
+        if carry.stopped_early:
+            control.should_training_stop = control.should_save = True
+        self._lap = time.monotonic()  # an evaluation is no part of the next step
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The weights of the best step stay on the disk, whatever becomes of its checkpoint there."""
+        if self.engine.supervision.carry.best_steps[:1] == [state.global_step]:
+            work = self.engine.supervision.work
+            keep_weights(work.checkpoints / f"step-{state.global_step}", self.engine.supervision)
+        self._lap = time.monotonic()
 
     def _count_skipped(self, state: TrainerState) -> None:
         self.skipped = self.skipped + 1 if self.engine.accelerator.optimizer_step_was_skipped else 0
@@ -94,6 +127,8 @@ class StepBoundary(TrainerCallback):
             progress.update(eval_loss=logs["eval_loss"])
         if "loss" not in logs:
             return
+        if self._step_seconds > 0:
+            state.log_history[-1]["tokens_per_second"] = self.engine.agreement.step_tokens / self._step_seconds
         done = state.global_step - self._first_step
         elapsed = time.monotonic() - self._started
         tokens = self.engine.supervision.carry.tokens - self._tokens_before

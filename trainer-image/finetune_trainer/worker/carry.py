@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from finetune_api.failures import FinetuneError
 from finetune_trainer.agent.workdir import write_whole
@@ -16,16 +17,22 @@ CARRY_FILE = "run.json"
 class Carry:
     """Results of the untuned base, and sums over all attempts.
 
-    base_eval_loss: token-weighted loss on the held-out records before training; None without any.
-    base_answers: the untuned model's answers to the report's prompts.
-    tokens: input tokens trained on. train_seconds: time in training over all attempts.
+    base: the fields of the untuned model's Measurement; None until it was made. best: [step, loss] of the evaluations
+    with the lowest loss so far, the lowest first. waited: evaluations in a row that were no improvement; stopped_early:
+    they were too many. tokens: input tokens trained on. train_seconds: time in training over all attempts.
     """
 
-    base_eval_loss: float | None = None
-    base_answers: list[str] = field(default_factory=list)
-    base_done: bool = False
+    base: dict[str, Any] | None = None
+    best: list[list[float]] = field(default_factory=list)
+    waited: int = 0
+    stopped_early: bool = False
     tokens: int = 0
     train_seconds: float = 0.0
+
+    @property
+    def best_steps(self) -> list[int]:
+        """The steps with the lowest loss, the lowest first."""
+        return [int(step) for step, _ in self.best]
 
     def save(self, folder: Path) -> None:
         """Write into a checkpoint folder."""

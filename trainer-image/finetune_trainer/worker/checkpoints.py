@@ -32,11 +32,16 @@ def allow_zero_state() -> None:
     torch.serialization.add_safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address])
 
 
+def partial_folder(scratch: Path, state: TrainerState) -> Path:
+    """Where the library writes the checkpoint of this step, before it is complete."""
+    return scratch / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
 def commit(scratch: Path, state: TrainerState, supervision: Supervision) -> None:
     """Turn the library's finished folder into step-<n> and, when all ranks are through, mark it ready."""
     work, ranks = supervision.work, supervision.ranks
     step = state.global_step
-    partial = scratch / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    partial = partial_folder(scratch, state)
     _barrier()
     if ranks.is_node_main:
         for name in _NEVER_KEPT:
@@ -50,7 +55,8 @@ def commit(scratch: Path, state: TrainerState, supervision: Supervision) -> None
         partial.rename(folder)
     _barrier()
     if ranks.is_node_main:
-        write_whole(work.checkpoints / f"step-{step}.ready", json.dumps({"step": step, "metrics": _metrics(state)}))
+        marker = {"step": step, "metrics": _metrics(state), "best": supervision.carry.best_steps}
+        write_whole(work.checkpoints / f"step-{step}.ready", json.dumps(marker))
     supervision.save_policy.last_saved = time.monotonic()
 
 

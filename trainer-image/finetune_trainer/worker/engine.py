@@ -8,7 +8,7 @@ get_batch_samples, _get_num_items_in_batch                               each op
 training_step, compute_loss, _clip_grad_norm                             each micro batch or step
 log, _save_checkpoint                                                    at a step's boundary
 evaluation_loop, get_eval_dataloader                                     evaluation
-_init_training_state, _issue_warnings_after_load                         resume
+_init_training_state, _run_epoch, _issue_warnings_after_load             resume
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from finetune_trainer.worker.agreement import Agreement
 from finetune_trainer.worker.batches import EpochLoader, Split
 from finetune_trainer.worker.objectives.base import Batch, Objective, Sums
 from finetune_trainer.worker.supervision import Supervision
+from finetune_trainer.worker.tuning.prompts import load_own_state, needs_own_state, save_own_state
 from finetune_trainer.worker.zero import assert_zero
 
 
@@ -63,16 +64,17 @@ class Engine(Trainer):
 
     def get_train_dataloader(self) -> EpochLoader:
         """Micro batches in an order that depends on the seed only; not prepared by accelerate, which repeats records."""
-        return self.loader(self._records, self.split, seed=self.args.seed)
+        return self.loader(self._records, self.split, seed=self.args.seed, repeats=self.objective.repeats)
 
-    def loader(self, items: Sequence[Any], split: Split, *, seed: int | None) -> EpochLoader:
-        """Batches of the objective; seed None keeps the items' own order."""
+    def loader(self, items: Sequence[Any], split: Split, *, seed: int | None, repeats: int = 1) -> EpochLoader:
+        """Batches of the objective; seed None keeps the items' own order. repeats: how often each step's come."""
         return EpochLoader(
             items,
             split,
             length=self.objective.length,
             collate=self.objective.collate,
             seed=seed,
+            repeats=repeats,
             pin=self.args.dataloader_pin_memory,
         )
 
@@ -85,10 +87,11 @@ class Engine(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The library's load, then the planned learning rate in place of the stored one."""
+        """The library's load, then the planned learning rate in place of the stored one, and the objective's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             checkpoints.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
+            self.objective.load_state(Path(checkpoint))
 
     # ---- each optimizer step
 
@@ -180,6 +183,11 @@ class Engine(Trainer):
         checkpoints.require_finite(self.model)
         with self.supervision.heartbeat.long_phase():
             super()._save_checkpoint(model, trial)
+            partial = checkpoints.partial_folder(Path(self.args.output_dir), self.state)
+            partial.mkdir(parents=True, exist_ok=True)  # the node's first rank may not have come so far
+            self.objective.save_state(partial)
+            if self.supervision.ranks.is_node_main and needs_own_state(self.model):
+                save_own_state(self.model, partial)
             checkpoints.commit(Path(self.args.output_dir), self.state, self.supervision)
 
     # ---- evaluation
@@ -227,6 +235,13 @@ class Engine(Trainer):
 
     # ---- resume
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The library's load; a soft prompt with a network behind it is loaded whole, which the library cannot."""
+        if needs_own_state(self.model):
+            load_own_state(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _init_training_state(
         self,
         max_steps: int,
@@ -240,6 +255,11 @@ class Engine(Trainer):
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else (epochs, steps)
+
+    def _run_epoch(self, **arguments: Any) -> None:
+        """An epoch; none where an evaluation that was caught up on resume has ended the run."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**arguments)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Missing or unexpected weights in a checkpoint are an error, not a warning."""

@@ -1,25 +1,31 @@
-"""The artifact: an adapter or a model that the stock libraries load plainly, with tokenizer and chat template."""
+"""The artifact: an adapter or a model that the stock libraries load plainly, with tokenizer, chat template and card."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from finetune_api.job import Precision, TuningType
+from finetune_api.failures import FinetuneError
+from finetune_api.job import Precision, Task
 from finetune_api.runfile import RunFile
-from finetune_api.uri import parse_uri
-from finetune_trainer.agent.workdir import write_whole
-from finetune_trainer.worker.loading import load_base, weight_type
+from finetune_trainer.agent.workdir import WorkDir, write_whole
+from finetune_trainer.worker.card import base_name
+from finetune_trainer.worker.loading import weight_type
+from finetune_trainer.worker.quantization import dequantise
+from finetune_trainer.worker.tokenizers import changed_folder
+from finetune_trainer.worker.tuning.prompts import loose_weights
 
 # What makes up a tokenizer and a model's way of generating; copied as they are, so that users get what was trained with.
-_COMPANIONS = (
+_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -31,8 +37,10 @@ _COMPANIONS = (
     "spiece.model",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",
 )
+_GENERATION = "generation_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+LABELLED = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
 
 
 def gathered_state(model: nn.Module) -> dict[str, Tensor] | None:
@@ -55,33 +63,37 @@ def gathered_state(model: nn.Module) -> dict[str, Tensor] | None:
     return state
 
 
-def base_name(run: RunFile) -> str:
-    """How the base is named in the adapter: owner/name on the hub, a path of a local run, else its URI.
+def export_adapter(
+    model: PeftModel, state: dict[str, Tensor] | None, folder: Path, run: RunFile, work: WorkDir
+) -> None:
+    """Write the adapter to folder: PeftModel.from_pretrained(base_model, folder) loads it.
 
-    The stock libraries resolve the first two by themselves; for s3:// and pvc:// the user loads the base first.
+    With labels, the model's config.json stands beside it: an adapter holds no names of classes.
     """
-    uri = parse_uri(run.model.source.uri, field="model.uri")
-    return {"hf": uri.container, "file": uri.path}.get(uri.scheme, str(uri))
-
-
-def export_adapter(model: PeftModel, state: dict[str, Tensor] | None, folder: Path, run: RunFile, base: Path) -> None:
-    """Write the adapter to folder: PeftModel.from_pretrained(base_model, folder) loads it."""
+    if model.active_peft_config.is_prompt_learning and state is not None:
+        _put_back(model, state)
     model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    loose = {name: parameter.detach().cpu() for name, parameter in loose_weights(model).items()}
+    if loose:
+        save_file({**load_file(folder / _WEIGHTS), **loose}, folder / _WEIGHTS, metadata={"format": "pt"})
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = base_name(run)
     config["revision"] = run.model.source.revision
+    if config.get("tokenizer_name_or_path"):
+        config["tokenizer_name_or_path"] = base_name(run)
     write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
-    write_whole(folder / "README.md", _adapter_card(run))
-    copy_companions(base, folder)
+    if run.model.task in LABELLED:
+        model.get_base_model().config.save_pretrained(folder)
+    copy_companions(work, folder)
 
 
-def export_model(model: Any, state: dict[str, Tensor] | None, folder: Path, run: RunFile, base: Path) -> None:
-    """Write the whole model to folder: AutoModelForCausalLM.from_pretrained(folder) loads it.
+def export_model(model: Any, state: dict[str, Tensor] | None, folder: Path, run: RunFile, work: WorkDir) -> None:
+    """Write the whole model to folder: the task's Auto class loads it with from_pretrained(folder).
 
     Its number format is the base's own, unless the run asked for FP32. The model is not for training after this.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(work.inputs / "model", local_files_only=True, trust_remote_code=False)
     stored = config.dtype or torch.float32
     dtype = torch.float32 if run.hyperparameters.precision is Precision.FP32 else stored
     if state is None:
@@ -90,53 +102,58 @@ def export_model(model: Any, state: dict[str, Tensor] | None, folder: Path, run:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.config.use_cache = getattr(config, "use_cache", True)
     model.config.dtype = dtype
-    model.save_pretrained(str(folder), state_dict=state)
-    copy_companions(base, folder)
+    model.save_pretrained(str(folder), state_dict=state, max_shard_size=_shard_bytes(run))
+    copy_companions(work, folder)
 
 
-def export_merged(adapter: Path, folder: Path, run: RunFile, base: Path) -> None:
+def export_merged(adapter: Path, folder: Path, run: RunFile, work: WorkDir, load: Callable[[torch.dtype], Any]) -> None:
     """Write base and adapter as one model. A quantised base is dequantised first: merging into 4 bit drifts.
 
-    Base and adapter are read from their files again, so that what is merged is what was published.
+    Base and adapter are read from their files again, so that what is merged is what was published. load: the base for
+    the run's task, in a number format. Raises InvalidSpec for a soft prompt, which is no change of any weight.
     """
     if run.hyperparameters.zero_stage == 3:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()  # else the base would be sharded again
-    model: Any = load_base(base, run, dtype=weight_type(run))
-    if run.tuning.type is TuningType.QLORA:
-        model = model.dequantize(weight_type(run))
+    model = dequantise(load(weight_type(run)), weight_type(run))
     use_cache = getattr(model.config, "use_cache", True)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    adapted = PeftModel.from_pretrained(model, str(adapter))
+    if adapted.active_peft_config.is_prompt_learning:
+        raise FinetuneError(
+            f"{run.tuning.type} changes no weight of the base, so there is nothing to merge. Set mergeAdapter to false.",
+            failure_class="InvalidSpec",
+            field="spec.output.mergeAdapter",
+        )
+    merged = adapted.merge_and_unload()
     merged.config.use_cache = use_cache
-    merged.save_pretrained(str(folder))
-    copy_companions(base, folder)
+    merged.save_pretrained(str(folder), max_shard_size=_shard_bytes(run))
+    copy_companions(work, folder)
 
 
-def copy_companions(base: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template and generation settings of the base as they are."""
+def _put_back(model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Make the prompt's own parameters whole: PEFT reads a finished prompt from them, and not from a state."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            parameter.data = state[name].to(parameter.device)
+
+
+def _shard_bytes(run: RunFile) -> int:
+    """Largest size of one weight file."""
+    return int(run.output.max_shard_size_gib * 2**30)
+
+
+def copy_companions(work: WorkDir, folder: Path) -> None:
+    """Copy the run's tokenizer, and chat template and generation settings of the base as they are.
+
+    A tokenizer that the run changed or learnt stands for the base's; one of another kind than the base's leaves the
+    base's generation settings out, whose token ids would be of no vocabulary.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
-
-
-def _adapter_card(run: RunFile) -> str:
-    name = base_name(run)
-    revision = f', revision="{run.model.source.revision}"' if run.model.source.revision else ""
-    first = "" if "://" not in name else f"# the base model lies at {name}; fetch it first and give its folder\n"
-    return f"""---
-base_model: {json.dumps(name)}
-library_name: peft
----
-Adapter ({run.tuning.type}) of job {run.job.namespace}/{run.job.name}.
-
-```python
-{first}from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained("{name if not first else "base-model"}"{revision if not first else ""})
-model = PeftModel.from_pretrained(base, "adapter")
-tokenizer = AutoTokenizer.from_pretrained("adapter")
-```
-"""
+    base, changed = work.inputs / "model", changed_folder(work)
+    tokenizer = changed if changed.is_dir() else base
+    for name in _TOKENIZER:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    if (base / _GENERATION).is_file():
+        shutil.copyfile(base / _GENERATION, folder / _GENERATION)

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import Attention, Precision, TuningType
+from finetune_api.job import Attention, MasterWeights, ObjectiveType, Precision, TuningType
 from finetune_api.runfile import RunFile
-from finetune_trainer.worker.quantization import keep_bits, quantization_config
+from finetune_trainer.worker.heads import CAUSAL_HEAD, Head, fresh_modules, make_fresh, matches, name_labels
+from finetune_trainer.worker.log import open_log
+from finetune_trainer.worker.quantization import check_quantised_files, finish_quantization, load_options
 
 ATTENTION = {Attention.EAGER: "eager", Attention.SDPA: "sdpa", Attention.FLASH: "flash_attention_2"}
 PRECISIONS = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands on the base. auto: the library's class that builds it.
-
-    new: name endings of weights that the files need not have, because training makes them; every other missing weight
-    is an error. labels: how many outputs; None: one for each label of the data, where the task has labels.
-    """
-
-    auto: Any
-    new: tuple[str, ...] = ()
-    labels: int | None = None
-
-
-CAUSAL_HEAD = Head(AutoModelForCausalLM)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -57,12 +42,20 @@ def weight_type(run: RunFile) -> torch.dtype:
     """The number format in which the base's weights are held.
 
     Full keeps fp32 master weights, because 16-bit weights swallow small updates; the passes run in 16 bit by
-    autocast. Under ZeRO the master weights live in DeepSpeed's shards. A frozen base is held in the run's precision.
+    autocast. Under ZeRO the master weights live in DeepSpeed's shards. masterWeights BF16 gives them up. A frozen base
+    is held in the run's precision.
     """
     hp = run.hyperparameters
-    if run.tuning.type is TuningType.FULL and hp.zero_stage == 0:
+    trains = run.tuning.type is TuningType.FULL and run.objective.type is not ObjectiveType.EVALUATION
+    if trains and hp.zero_stage == 0 and hp.master_weights is MasterWeights.FP32:
         return torch.float32
     return PRECISIONS[hp.precision]
+
+
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The id to pad with: the tokenizer's own, else its end token; None without either."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return next((number for number in found if number is not None), None)
 
 
 def load_base(
@@ -71,22 +64,32 @@ def load_base(
     *,
     head: Head = CAUSAL_HEAD,
     labels: Sequence[str] = (),
+    pad_id: int | None = None,
     dtype: torch.dtype | None = None,
     device: Any = None,
 ) -> PreTrainedModel:
-    """The base model with every weight from the files; a missing, extra or misshapen weight is an error.
+    """The base model with every weight from the files; a missing, extra or misshapen one that head does not name is an
+    error. A head that the files lack is made; `heads.fresh_modules` names what was.
 
-    labels: names of the classes, kept in the model's config. dtype: weight_type(run) when None. device: where the
-    weights go at once (needed for quantised weights on a GPU).
-    Raises FinetuneError: UnsafeFile, ModelUnsupported, InvalidSpec.
+    labels: names of the classes, kept in the model's config. pad_id: what classifiers are padded with; causal bases
+    look for the last token that is another. dtype: weight_type(run) when None. device: where the weights go at once
+    (needed for quantised weights on a GPU). Raises FinetuneError: UnsafeFile, ModelUnsupported, InvalidSpec.
     """
     _require_safetensors(folder)
-    quantization = run.tuning.quantization if run.tuning.type is TuningType.QLORA else None
-    options: dict[str, Any] = {"quantization_config": quantization_config(quantization)} if quantization else {}
-    if device is not None and run.hyperparameters.zero_stage != 3:
-        options["device_map"] = {"": device}
+    quantization = run.tuning.quantization
+    device = None if run.hyperparameters.zero_stage == 3 else device
+    keep = True
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_quantised_files(config, run)
+        options = load_options(quantization, config, device)
+        if head.new:
+            keep = name_labels(config, head, labels)
+            _suit_classifier(config, head, pad_id)
+            options["ignore_mismatched_sizes"] = True
+            if "quantization_config" in options:
+                # Left to itself the library quantises an output layer that has a bias.
+                options["quantization_config"].llm_int8_skip_modules = head.modules
         model, info = head.auto.from_pretrained(
             folder,
             config=config,
@@ -94,7 +97,7 @@ def load_base(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            attn_implementation=ATTENTION[run.model.attention],
+            attn_implementation=_attention(run, head, config),
             output_loading_info=True,
             **options,
         )
@@ -108,10 +111,22 @@ def load_base(
                 field="spec.model.attention",
             ) from error
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
-    _require_complete(info, head.new)
-    if quantization:
-        keep_bits(model)
+    missing = _require_complete(info, head)
+    if head.new:
+        make_fresh(model, missing, keep=keep, head=head, seed=run.hyperparameters.seed)
+        _require_trained_head(model, run)
+    finish_quantization(model, quantization, device)
     return model
+
+
+def _attention(run: RunFile, head: Head, config: Any) -> str:
+    """The kernel that the run plans; eager, which computes the same, where the architecture (BLOOM) has no sdpa."""
+    known = getattr(head.auto, "_model_mapping", {})
+    model = known[type(config)] if type(config) in known else None
+    if run.model.attention is Attention.SDPA and model is not None and not model._supports_sdpa:
+        open_log().info("attention-eager", architecture=config.model_type)
+        return ATTENTION[Attention.EAGER]
+    return ATTENTION[run.model.attention]
 
 
 def _require_safetensors(folder: Path) -> None:
@@ -128,17 +143,42 @@ def _require_safetensors(folder: Path) -> None:
     raise _unsupported("The base model has no *.safetensors file.")
 
 
-def _require_complete(info: dict[str, Any], new: tuple[str, ...]) -> None:
-    for kind, what in (
-        ("missing_keys", "lack"),
-        ("unexpected_keys", "have, but the architecture does not know,"),
-        ("mismatched_keys", "have in another shape"),
+def _suit_classifier(config: Any, head: Head, pad_id: int | None) -> None:
+    if config.is_encoder_decoder and head.auto is AutoModelForSequenceClassification:
+        raise _unsupported(
+            f"A sequence-to-sequence model ({config.model_type}) cannot tell classes of texts here. Choose an encoder or "
+            "a causal model, or set model.task to Seq2Seq and let it write the label."
+        )
+    text = config.get_text_config()
+    if pad_id is not None and pad_id < text.vocab_size:
+        text.pad_token_id = pad_id
+
+
+def _require_complete(info: dict[str, Any], head: Head) -> list[str]:
+    """The names of the weights that head has to make. Raises ModelUnsupported for any other difference."""
+    missing = sorted(info.get("missing_keys") or ())
+    reshaped = sorted(name for name, *_ in info.get("mismatched_keys") or ())
+    unexpected = sorted(info.get("unexpected_keys") or ())
+    for names, allowed, what in (
+        (missing, head.new, "lack"),
+        (unexpected, head.dropped, "have, but the architecture does not know,"),
+        (reshaped, head.new, "have in another shape"),
     ):
-        names = sorted(str(name) for name in info.get(kind) or ())
-        if kind == "missing_keys":
-            names = [name for name in names if not name.endswith(new)]
-        if names:
-            raise _unsupported(f"The base model's files {what} {len(names)} weights: {', '.join(names[:5])}.")
+        wrong = [name for name in names if not matches(name, allowed)]
+        if wrong:
+            raise _unsupported(f"The base model's files {what} {len(wrong)} weights: {', '.join(wrong[:5])}.")
+    if unexpected:
+        open_log().info("weights-dropped", names=unexpected[:20], count=len(unexpected))
+    return [*missing, *reshaped]
+
+
+def _require_trained_head(model: PreTrainedModel, run: RunFile) -> None:
+    """Evaluation of a head that nobody has trained says nothing."""
+    if run.objective.type is ObjectiveType.EVALUATION and run.model.adapter is None and fresh_modules(model):
+        raise _unsupported(
+            f"The base model has no trained head for the labels {', '.join(model.config.label2id)}, so there is nothing "
+            "to evaluate. Choose a model that was trained on these labels."
+        )
 
 
 def _unsupported(message: str) -> FinetuneError:

@@ -1,80 +1,144 @@
-"""The report for people: report.md, and the curve beside it."""
+"""The report for people: report.md."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ANSWER_CHARACTERS = 600
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
-def render_report(report: dict[str, Any]) -> str:
-    """Markdown of the report."""
-    job, lineage = report["job"], report["lineage"]
-    revision = f" at revision `{lineage['baseModelRevision']}`" if lineage["baseModelRevision"] else ""
+def render_report(report: Mapping[str, Any], curves: Sequence[tuple[str, str]]) -> str:
+    """Markdown of the report. curves: (title, file name) of each picture that lies beside it."""
+    job = report["job"]
     parts = [
         f"# {job['namespace']}/{job['name']}",
-        f"{report['tuning']['type']} of `{lineage['baseModel']}`{revision}, {report['objective']['type']}, "
-        f"{report['training']['steps']} steps. The result is in `{report['artifact']}/`"
-        + (", merged into the base in `merged/`." if report["merged"] else "."),
+        _summary(report),
         "## Before and after",
-        *_evaluation(report["evaluation"]),
-        "![Loss curve](loss.png)",
-        *_answers(report["answers"]),
+        *_evaluation(report),
+        *_side_by_side("## Answers side by side", report["answers"]),
+        *_side_by_side("## Probes", report["probes"]),
+        *(["## Curves", *(f"![{title}]({name})" for title, name in curves)] if curves else []),
         "## Parameters",
         _parameters(report["parameters"]),
+        *_training(report["training"]),
+        *[f"Off: {field}, because {reason}." for field, reason in report["features"]["off"].items()],
+        "## Data",
+        _table(("What", "Value"), [(name, _cell(_plain(value))) for name, value in report["data"].items()]),
         "## Where it comes from",
-        _table(
-            ("What", "Value"),
-            [
-                ("Base model", f"`{lineage['baseModel']}`{revision}"),
-                ("Base model digest", f"`{lineage['baseModelDigest']}`"),
-                ("Data", ", ".join(f"`{uri}`" for uri in lineage["datasets"])),
-                ("Data digest", f"`{lineage['datasetDigest']}`"),
-                ("Run file digest", f"`{lineage['runFileDigest']}`"),
-                ("Tokens trained on", f"{report['training']['tokens']:,}"),
-                ("Time in training", f"{report['training']['seconds']:,} s"),
-                ("Libraries", ", ".join(f"{name} {number}" for name, number in lineage["libraries"].items())),
-            ],
-        ),
+        _table(("What", "Value"), _lineage(report["lineage"])),
         *_settings(report["settings"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _evaluation(evaluation: dict[str, Any]) -> list[str]:
-    if evaluation["loss"] is None:
+def _summary(report: Mapping[str, Any]) -> str:
+    base = f"`{report['lineage']['baseModel']}`{_revision(report['lineage'])}"
+    if report["training"] is None:
+        return f"Evaluation of {base}, {report['task']}. Nothing was trained."
+    training = report["training"]
+    text = f"{report['tuning']['type']} of {base}, {report['objective']['type']}, {training['steps']} steps."
+    if training["stoppedEarly"]:
+        text += f" It stopped early, before step {training['plannedSteps']}."
+    if training["publishedStep"] != training["steps"]:
+        text += f" Published is step {training['publishedStep']}, the best by evaluation loss."
+    merged = ", merged into the base in `merged/`" if report["merged"] else ""
+    return f"{text} The result is in `{report['artifact']}/`{merged} ({_size(report['artifactBytes'])})."
+
+
+def _revision(lineage: Mapping[str, Any]) -> str:
+    return f" at revision `{lineage['baseModelRevision']}`" if lineage["baseModelRevision"] else ""
+
+
+def _evaluation(report: Mapping[str, Any]) -> list[str]:
+    found = report["evaluation"]
+    if not found["tuned"]:
         return ["No records were held out, so nothing was measured. Set dataset.validation to compare."]
+    names = [*found["tuned"], *(name for name in found["base"] if name not in found["tuned"])]
+    alone = found["base"] == found["tuned"] and report["training"] is None
     rows = [
-        (name, _number(evaluation[base]), _number(evaluation[tuned]), _percent(evaluation[change]))
-        for name, base, tuned, change in (
-            ("Loss", "baseLoss", "loss", "lossChangePercent"),
-            ("Perplexity", "basePerplexity", "perplexity", "perplexityChangePercent"),
+        (
+            _cell(name + (f" ({found['notes'][name]})" if name in found["notes"] else "")),
+            *(() if alone else (_number(found["base"].get(name)),)),
+            _number(found["tuned"].get(name)),
+            *(() if alone else (_percent(found["changePercent"].get(name)),)),
         )
+        for name in names
     ]
+    header = ("Metric", "Value") if alone else ("Metric", "Base", "Tuned", "Change")
+    texts = [f"On {found['records']} records of the {found['on']} data:", _table(header, rows)]
+    if found["requirements"]:
+        texts += ["Required (`evaluation.require`):", _table(("Metric", "Bounds", "Value", "Met"), _required(found))]
+    return texts
+
+
+def _required(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
-        f"On {evaluation['records']} held-out records, each counted token weighing the same:",
-        _table(("", "Base", "Tuned", "Change"), rows),
+        (
+            _cell(item["metric"]),
+            ", ".join(f"{key} {item[key]:g}" for key in ("min", "max") if key in item),
+            _number(item["value"]),
+            "yes" if item["met"] else "**no**",
+        )
+        for item in found["requirements"]
     ]
 
 
-def _answers(answers: list[dict[str, str]]) -> list[str]:
+def _side_by_side(title: str, answers: Sequence[Mapping[str, str]]) -> list[str]:
     if not answers:
         return []
-    rows = [tuple(_cell(answer[key]) for key in ("prompt", "reference", "base", "tuned")) for answer in answers]
-    return ["## Answers side by side", _table(("Prompt", "Reference", "Base", "Tuned"), rows)]
+    columns = [name for name in ("prompt", "reference", "base", "tuned") if name in answers[0]]
+    rows = [tuple(_cell(answer[name]) for name in columns) for answer in answers]
+    return [title, _table(tuple(name.capitalize() for name in columns), rows)]
 
 
-def _parameters(parameters: dict[str, Any]) -> str:
-    text = (
-        f"{parameters['total']:,} in all, {parameters['trainable']:,} of them trained "
-        f"({parameters['trainableShare']:.2%})"
-    )
-    quantised = f", {parameters['quantised']:,} held in 4 bits ({parameters['quantisedShare']:.1%})"
-    return text + (quantised if parameters["quantised"] else "") + "."
+def _parameters(parameters: Mapping[str, Any]) -> str:
+    """Counts and shares: every count with a share of its own (trained, quantised, adapted) gets a row."""
+    shares = {name: value for name, value in parameters.items() if name.endswith("Share")}
+    rows = [
+        (name, f"{value:,}" if isinstance(value, int) else _plain(value), _share(shares.get(f"{name}Share")))
+        for name, value in parameters.items()
+        if name not in shares
+    ]
+    return _table(("Parameters", "Number", "Share"), rows)
 
 
-def _settings(settings: list[dict[str, Any]]) -> list[str]:
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _training(training: Mapping[str, Any] | None) -> list[str]:
+    if training is None:
+        return []
+    rows = [
+        ("Steps", f"{training['steps']:,}"),
+        ("Records per step", f"{training['globalBatchSize']:,} on {training['processes']} processes"),
+        ("Tokens trained on", f"{training['tokens']:,}"),
+        ("Time in training", f"{training['seconds']:,} s"),
+        ("Tokens per second", _number(training["tokensPerSecond"])),
+        ("Floating-point operations", f"{training['flops']:.3g}, by {_cell(training['flopsFormula'])}"),
+    ]
+    return ["## Training", _table(("What", "Value"), rows)]
+
+
+def _lineage(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("Base model", f"`{lineage['baseModel']}`{_revision(lineage)}"),
+        ("Base model digest", f"`{lineage['baseModelDigest']}`"),
+        ("Adapter", f"`{lineage['adapter']}`" if lineage["adapter"] else ""),
+        ("Adapter digest", f"`{lineage['adapterDigest']}`" if lineage["adapterDigest"] else ""),
+        ("Data", ", ".join(f"`{uri}`" for uri in lineage["datasets"])),
+        ("Validation data", f"`{lineage['validation']}`" if lineage["validation"] else ""),
+        ("Test data", f"`{lineage['test']}`" if lineage["test"] else ""),
+        ("Data digest", f"`{lineage['datasetDigest']}`"),
+        ("Run file digest", f"`{lineage['runFileDigest']}`"),
+        ("Libraries", ", ".join(f"{name} {number}" for name, number in lineage["libraries"].items())),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     if not settings:
         return []
     columns = list(dict.fromkeys(key for setting in settings for key in setting))
@@ -82,7 +146,7 @@ def _settings(settings: list[dict[str, Any]]) -> list[str]:
     return ["## Settings and where each came from", _table(tuple(columns), rows)]
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -93,6 +157,14 @@ def _cell(text: str) -> str:
     return "<br>".join(plain.splitlines()) or "(empty)"
 
 
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.4f}"
 
@@ -101,21 +173,8 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:+.1f} %"
 
 
-def draw_curve(history: list[dict[str, Any]], path: Path) -> None:
-    """Write the loss curve: training loss per step, and the held-out loss where it was measured."""
-    # Imported at the end only: it costs about a second.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("evalLoss", "held out", "o--")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss per token")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
+def _size(count: float) -> str:
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count, unit = count / 1024, unit + 1
+    return f"{count:,.0f} bytes" if unit == 0 else f"{count:,.1f} {_UNITS[unit]}"

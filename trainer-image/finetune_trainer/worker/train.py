@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast, PrinterCallback
@@ -15,16 +14,19 @@ from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.data import Encoded, load_dataset
 from finetune_trainer.worker import checkpoints
-from finetune_trainer.worker.adapters import parameter_shares, prepare_tuning
-from finetune_trainer.worker.answers import Answerer
 from finetune_trainer.worker.arguments import check_accelerator, training_arguments
 from finetune_trainer.worker.batches import Split
 from finetune_trainer.worker.boundary import StepBoundary
 from finetune_trainer.worker.carry import Carry
 from finetune_trainer.worker.engine import Engine
+from finetune_trainer.worker.evaluate.best import BestPolicy, keep_weights, take_best
+from finetune_trainer.worker.evaluate.generation import Generator
+from finetune_trainer.worker.evaluate.measuring import Measurement, Measurer, evaluates_only, logged_metrics
+from finetune_trainer.worker.evaluate.names import check_evaluation
+from finetune_trainer.worker.experts import has_separate_experts
 from finetune_trainer.worker.faults import Stopped
+from finetune_trainer.worker.features import Features
 from finetune_trainer.worker.heartbeat import Heartbeat
-from finetune_trainer.worker.loading import load_tokenizer
 from finetune_trainer.worker.log import Log
 from finetune_trainer.worker.objectives import make_objective, objective_class
 from finetune_trainer.worker.progress import Progress
@@ -32,6 +34,8 @@ from finetune_trainer.worker.publish import publish
 from finetune_trainer.worker.ranks import Ranks
 from finetune_trainer.worker.report import Outcome
 from finetune_trainer.worker.supervision import SavePolicy, Supervision
+from finetune_trainer.worker.tokenizers import prepare_tokenizer
+from finetune_trainer.worker.tuning import parameter_shares, prepare_tuning
 from finetune_trainer.worker.zero import check_zero
 
 
@@ -45,16 +49,19 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
         checkpoints.require_state(resume, ranks, zero=run.hyperparameters.zero_stage > 0)
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
-        tokenizer = load_tokenizer(work.inputs / "model")
+        tokenizer = prepare_tokenizer(run, work)
         data = load_dataset(run, work.inputs, tokenizer)
         announce(run, data, ranks, log)
         engine = build_engine(run, supervision, data, tokenizer)
     log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
 
-    engine.train(resume_from_checkpoint=str(resume) if resume else None)
+    if evaluates_only(run):
+        boundary_of(engine).measure_base()
+    else:
+        engine.train(resume_from_checkpoint=str(resume) if resume else None)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.EVALUATING)
-    outcome = measure(engine, run, data, tokenizer)
+    outcome = measure(engine, run)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.PUBLISHING)
     with heartbeat.long_phase():
@@ -66,6 +73,7 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
 def check_run(run: RunFile, ranks: Ranks) -> None:
     """Refuse what this release cannot do, before anything is loaded."""
     objective_class(run)
+    check_evaluation(run)
     if ranks.world_size != run.world_size:
         raise FinetuneError(f"The run file plans {run.world_size} processes, but {ranks.world_size} were started.")
     check_zero(run)
@@ -78,12 +86,13 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         folder.mkdir(parents=True, exist_ok=True)
     resume = checkpoints.resume_folder(work)
     total = run.hyperparameters.total_steps
+    resumed = checkpoints.resumed_step(resume)
     progress = Progress(
         work.state / "progress.json" if ranks.is_main else None,
         total_steps=total,
-        resumed_from_step=checkpoints.resumed_step(resume),
+        resumed_from_step=resumed,
     )
-    return Supervision(
+    supervision = Supervision(
         work=work,
         ranks=ranks,
         heartbeat=heartbeat,
@@ -93,11 +102,16 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         total_steps=total,
         zero_stage=run.hyperparameters.zero_stage,
     )
+    if resume and supervision.carry.best_steps[:1] == [resumed]:
+        keep_weights(resume, supervision)
+    return supervision
 
 
 def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
     """Say once where each setting came from, and show one record with the part that the loss counts."""
     if ranks.is_main:
+        for field, reason in Features.of(run).off.items():
+            log.warning("feature-off", field=field, reason=reason)
         for setting in run.settings:
             log.info("setting", **{str(key): value for key, value in setting.items() if key != "event"})
         log.info("sample", text=data.sample)
@@ -115,10 +129,12 @@ def build_engine(run: RunFile, supervision: Supervision, data: Encoded, tokenize
     torch.manual_seed(run.hyperparameters.seed)
     device = None if arguments.device.type == "cpu" else arguments.device
     objective = make_objective(run, data, tokenizer)
-    model = prepare_tuning(objective.load_model(supervision.work.inputs / "model", device), run)
-    boundary = StepBoundary(
-        Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)
-    )
+    base = objective.load_model(supervision.work.inputs / "model", device)
+    model = prepare_tuning(base, run, tokenizer, supervision.work)
+    # An expert without tokens gets no gradient; data parallelism would wait for it.
+    arguments.ddp_find_unused_parameters = has_separate_experts(model)
+    generator = Generator(run.evaluation.generation, tokenizer, run.hyperparameters.seed)
+    boundary = StepBoundary(Measurer(run, data, generator, tokenizer), BestPolicy.of(run))
     engine = Engine(
         model=model,
         args=arguments,
@@ -142,18 +158,33 @@ def leave_if_asked(engine: Engine) -> None:
         raise Stopped(f"Stopped as asked after step {engine.state.global_step}; its checkpoint is complete.")
 
 
-def measure(engine: Any, run: RunFile, data: Encoded, tokenizer: PreTrainedTokenizerFast) -> Outcome:
-    """Held-out loss and answers of the tuned model, beside those of the base."""
-    last = run.hyperparameters.total_steps
-    eval_loss = next(
-        (
-            entry["eval_loss"]
-            for entry in reversed(engine.state.log_history)
-            if "eval_loss" in entry and entry.get("step") == last
-        ),
-        None,
-    )
-    if eval_loss is None and data.validation:
-        eval_loss = engine.evaluate()["eval_loss"]
-    answerer = Answerer(data.held_out_prompts, run.evaluation.generation, tokenizer, run.hyperparameters.seed)
-    return Outcome.of(engine, eval_loss, answerer.prompts, answerer.answers(engine))
+def boundary_of(engine: Engine) -> StepBoundary:
+    """The engine's own callback."""
+    return next(callback for callback in engine.callback_handler.callbacks if isinstance(callback, StepBoundary))
+
+
+def measure(engine: Engine, run: RunFile) -> Outcome:
+    """The best model is in place, where that is asked for, and measured beside the base."""
+    boundary, base = boundary_of(engine), Measurement(**engine.supervision.carry.base)
+    measurer, step = boundary.measurer, engine.state.global_step
+    if evaluates_only(run):
+        tuned = measurer.measure(engine) if hasattr(engine.model, "peft_config") else base
+    else:
+        known = _known(engine)
+        if boundary.best.keep and take_best(engine):
+            known, step = None, engine.supervision.carry.best_steps[0]
+        tuned = measurer.measure(engine, known)
+    outcome = Outcome.of(engine, measurer, base, tuned, step)
+    engine.supervision.progress.update(eval_loss=outcome.eval_loss)
+    return outcome
+
+
+def _known(engine: Engine) -> dict[str, float] | None:
+    """Metrics on the held-out records after the last step, measured now if they were not yet."""
+    if engine.eval_dataset is None:
+        return None
+    last = engine.state.global_step
+    for entry in reversed(engine.state.log_history):
+        if "eval_loss" in entry and entry.get("step") == last:
+            return logged_metrics(entry)
+    return logged_metrics(engine.evaluate())

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import Optimizer, Precision, TuningType
+from finetune_api.job import Optimizer, Precision
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.ranks import Ranks
 
@@ -16,9 +16,9 @@ def check_zero(run: RunFile) -> None:
     hp = run.hyperparameters
     if hp.zero_stage == 0:
         return
-    if run.tuning.type is TuningType.QLORA and hp.zero_stage == 3:
+    if run.tuning.quantization is not None and hp.zero_stage == 3:
         raise FinetuneError(
-            "zeroStage 3 cannot shard 4-bit weights; use zeroStage 2 or less with QLoRA.",
+            "zeroStage 3 cannot shard quantised weights; use zeroStage 2 or less with tuning.quantization.",
             failure_class="InvalidSpec",
             field="spec.hyperparameters.zeroStage",
         )

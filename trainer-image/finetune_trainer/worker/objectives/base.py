@@ -18,7 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune_api.runfile import RunFile
 from finetune_trainer.data import Encoded
-from finetune_trainer.worker.loading import CAUSAL_HEAD, Head, load_base
+from finetune_trainer.worker.heads import CAUSAL_HEAD, Head
+from finetune_trainer.worker.loading import load_base, padding_id
+from finetune_trainer.worker.tokenizers import resize_embeddings
 
 Batch = dict[str, Tensor]
 Sums = dict[str, Tensor]
@@ -50,6 +52,8 @@ class Objective(ABC):
     """How the base is loaded."""
     generates: ClassVar[bool] = True
     """Whether the model writes text, so that answers to held-out prompts can be shown."""
+    likelihood: ClassVar[bool] = False
+    """Whether the evaluation's loss is a mean negative log likelihood of tokens, so that exp(loss) is a perplexity."""
 
     # ---- data
 
@@ -63,9 +67,22 @@ class Objective(ABC):
 
     # ---- the model
 
-    def load_model(self, folder: Path, device: Any) -> PreTrainedModel:
-        """The base model for this objective, before tuning is put on it."""
-        return load_base(folder, self.run, head=self.head, labels=self.data.labels, device=device)
+    def load_model(self, folder: Path, device: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The base model for this objective, before tuning is put on it, with room for the run's added tokens.
+
+        dtype: as the run trains it when None.
+        """
+        model = load_base(
+            folder,
+            self.run,
+            head=self.head,
+            labels=self.data.labels,
+            pad_id=padding_id(self.tokenizer),
+            dtype=dtype,
+            device=device,
+        )
+        resize_embeddings(model, self.tokenizer)
+        return model
 
     def attach(self, engine: Any) -> None:  # noqa: B027  # most objectives have nothing to attach
         """Called once, when the engine has its model and device and before any batch: make further models here."""
@@ -73,6 +90,20 @@ class Objective(ABC):
     def roll_out(self, engine: Any, batches: list[Batch]) -> list[Batch]:
         """The batches that the step trains on, from those of the loader. Online objectives generate here."""
         return batches
+
+    @property
+    def repeats(self) -> int:
+        """How many optimizer steps in a row get the same batches from the loader."""
+        return 1
+
+    def save_state(self, folder: Path) -> None:  # noqa: B027  # most objectives have nothing of their own
+        """Write what this rank needs to go on into a checkpoint's folder: safetensors only. Every rank calls it."""
+
+    def load_state(self, folder: Path) -> None:  # noqa: B027
+        """Take up what save_state wrote, after the model's weights; raises CheckpointInvalid."""
+
+    def release(self, engine: Any) -> None:  # noqa: B027
+        """Called once, after the last step: take off the model what is not to be exported."""
 
     # ---- the loss
 
@@ -108,6 +139,17 @@ class Objective(ABC):
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The metrics from the means over the whole set; what is not a mean (F1) is worked out here."""
         return dict(means)
+
+    def metric_notes(self) -> dict[str, str]:
+        """What the report says beside a metric, by its name."""
+        return {}
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[dict[str, Any]]:
+        """One mapping for each row of a held-out batch, without gradient: prediction, label, probabilities (by class).
+
+        Goes to predictions.jsonl. Empty where the model decides nothing: then its generated answers stand there.
+        """
+        return []
 
     @staticmethod
     def device(batch: Batch) -> torch.device:

@@ -1,0 +1,53 @@
+"""What only the pool and the model's own facts rule out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.failures import FinetuneError
+from finetune_api.job import FineTuneJobSpec, Hyperparameters, MasterWeights, Precision, Task, TuningType
+from finetune_api.planner.optimization import Optimization
+from finetune_api.planner.support import cell_of
+from finetune_api.status import ModelFacts
+from finetune_api.validity import refusing
+
+_CLASSES = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
+
+
+def require_possible(
+    spec: FineTuneJobSpec, chosen: Optimization, model: ModelFacts, *, zero_stage: int, on_cpu: bool
+) -> None:
+    """Raises FinetuneError(InvalidSpec) for the first setting that cannot work with this model on this kind of pool."""
+    rule = refusing(cell_of(spec, zero_stage=zero_stage, precision=chosen.precision, on_cpu=on_cpu))
+    found = [(rule.field, rule.message)] if rule is not None else []
+    for field, message in [*found, *_on_pool(spec, chosen, on_cpu), *_with_model(spec, model)]:
+        raise FinetuneError(message, failure_class="InvalidSpec", field=f"spec.{field}")
+
+
+def _on_pool(spec: FineTuneJobSpec, chosen: Optimization, on_cpu: bool) -> Iterator[tuple[str, str]]:
+    path = "hyperparameters"
+    if on_cpu and chosen.liger:
+        yield f"{path}.liger", f"{path}.liger: the kernels need a GPU; remove it or pin a GPU pool by resources.pool"
+    if chosen.master_weights == MasterWeights.BF16 and chosen.precision != Precision.BF16:
+        name = f"{path}.masterWeights"
+        yield name, f"{name}: BF16 goes with precision BF16 only; set {path}.precision: BF16 or choose FP32"
+
+
+def _with_model(spec: FineTuneJobSpec, model: ModelFacts) -> Iterator[tuple[str, str]]:
+    if model.encoder and spec.task in _CLASSES and spec.tuning_type == TuningType.PREFIX_TUNING:
+        yield (
+            "tuning.type",
+            f"tuning.type: PrefixTuning needs a decoder, which {model.model_type} is not; choose PTuning or LoRA",
+        )
+    if model.experts is not None:
+        return
+    lora = spec.tuning.lora if spec.tuning is not None else None
+    full = spec.tuning.full if spec.tuning is not None else None
+    hp = spec.hyperparameters or Hyperparameters()
+    for field, asked in (
+        ("tuning.lora.experts", lora is not None and bool(lora.experts)),
+        ("tuning.full.preset", full is not None and full.preset is not None),
+        ("hyperparameters.routerLossWeight", hp.router_loss_weight is not None),
+    ):
+        if asked:
+            yield field, f"{field}: {model.model_type} is no mixture of experts; remove it"

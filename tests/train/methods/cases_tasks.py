@@ -1,0 +1,131 @@
+"""Classifiers, taggers, sequence-to-sequence models and reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.train.methods.case import Case, Learning, Row, merged
+from tests.train.worker.runs import NF4
+
+_FULL: Mapping[str, Any] = {"tuning": {"type": "Full", "lora": None}, "hyperparameters": {"learningRate": 3e-3}}
+_QLORA: Mapping[str, Any] = {
+    "tuning": {"type": "QLoRA", "quantization": NF4},
+    "hyperparameters": {"precision": "BF16", "optimizer": "PagedAdamW8bit"},
+}
+
+
+def _steps(count: int, **more: Any) -> Mapping[str, Any]:
+    hyperparameters = {"totalSteps": count, "microBatchSize": 8, "gradientAccumulation": 1, **more}
+    return {"hyperparameters": hyperparameters, "evaluation": {"everySteps": count}}
+
+
+def labelled(count: int = 32) -> list[Row]:
+    """A word in the text tells the label; the texts are of very different lengths."""
+    words = {"positive": ("lovely", "great"), "negative": ("awful", "poor")}
+    rows: list[Row] = []
+    for number in range(count):
+        label = ("negative", "positive")[number % 2]
+        word = words[label][number // 2 % 2]
+        rows.append({"text": f"{'a film ' * (number % 5)}{word}{' again' * (number % 3)} {number}", "label": label})
+    return rows
+
+
+def tagged(count: int = 32) -> list[Row]:
+    """Capitalised names of people and places between other words."""
+    people, places = (["Ann", "Lee"], ["Bo"], ["Eve", "Ray", "Fox"]), (["Rome"], ["New", "York"])
+    rows: list[Row] = []
+    for number in range(count):
+        person, place = people[number % 3], places[number % 2]
+        words = [*["so"] * (number % 4), *person, "went", "to", *place, *["at", str(number)][: number % 3]]
+        tags = ["O"] * (number % 4) + ["B-PER", *["I-PER"] * (len(person) - 1), "O", "O"]
+        tags += ["B-LOC", *["I-LOC"] * (len(place) - 1), *["O"] * (number % 3)]
+        rows.append({"tokens": words, "tags": tags})
+    return rows
+
+
+def translated(count: int = 32) -> list[Row]:
+    """Each colour has one word for it; a number in front is only noise."""
+    words = {"red": "rot", "blue": "blau", "green": "gruen und hell", "black": "schwarz"}
+    return [
+        {"prompt": f"{'please ' * (number % 3)}say {colour} {number}", "completion": words[colour]}
+        for number, colour in ((n, list(words)[n % 4]) for n in range(count))
+    ]
+
+
+def preferred(count: int = 32) -> list[Row]:
+    """The polite answer is preferred, long or short."""
+    polite, rude = ("Gladly, thank you.", "With pleasure, here you are."), ("No.", "Go away, I am busy now.")
+    return [
+        {"prompt": f"Task {n}: ", "chosen": polite[n % 2] + " Yes" * (n % 4), "rejected": rude[n // 2 % 2] + "!" * (n % 5)}
+        for n in range(count)
+    ]
+
+
+def _task(task: str, objective: str = "Supervised", **dataset: Any) -> Mapping[str, Any]:
+    return {"model": {"task": task}, "objective": {"type": objective}, "dataset": dataset}
+
+
+CLASSES = _task("SequenceClassification", format="Labels")
+WORDS = _task("TokenClassification", format="Tags")
+TARGETS = _task("Seq2Seq", maxSourceTokens=48, maxTargetTokens=32)
+PAIRS = _task("SequenceClassification", "Reward", format="Preference")
+
+CASES = (
+    Case(
+        "classification-full",
+        {"family": "bert", "spread": 0.1},
+        labelled(),
+        merged(CLASSES, _FULL),
+        learning=Learning("f1", 0.75, 0.95, changes=_steps(60)),
+    ),
+    Case(
+        "classification-lora",
+        {"family": "llama", "spread": 0.2},
+        labelled(),
+        CLASSES,
+        learning=Learning("accuracy", 0.75, 0.95, changes=_steps(60)),
+    ),
+    Case("classification-qlora", {"family": "llama", "spread": 0.2, "width": 64}, labelled(), merged(CLASSES, _QLORA)),
+    Case(
+        "tagging-full",
+        {"family": "bert", "spread": 0.1},
+        tagged(),
+        merged(WORDS, _FULL),
+        learning=Learning("f1", 0.2, 0.9, changes=_steps(80)),
+    ),
+    Case(
+        "tagging-lora",
+        {"family": "llama", "spread": 0.2},
+        tagged(),
+        WORDS,
+        learning=Learning("f1", 0.2, 0.8, changes=_steps(80)),
+    ),
+    Case(
+        "seq2seq-full",
+        {"family": "t5", "spread": 0.02},
+        translated(),
+        merged(TARGETS, _FULL),
+        learning=Learning("tokenAccuracy", 0.2, 0.9, changes=_steps(120)),
+    ),
+    Case(
+        "seq2seq-lora",
+        {"family": "t5", "spread": 0.02},
+        translated(),
+        TARGETS,
+    ),
+    Case(
+        "reward-full",
+        {"family": "llama", "spread": 0.1},
+        preferred(),
+        merged(PAIRS, _FULL),
+        learning=Learning("accuracy", 0.9, 1.0, changes=_steps(40)),
+    ),
+    Case(
+        "reward-lora",
+        {"family": "llama", "spread": 0.2},
+        preferred(),
+        PAIRS,
+        learning=Learning("rewardMargin", 0.5, 3.0, changes=_steps(40)),
+    ),
+)

@@ -1,0 +1,98 @@
+"""The best step of a run by its evaluation loss: found, kept, and taken back at the end.
+
+The best checkpoint is known by its step alone: the agent stores it and brings it back to WORK/best for a later attempt.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_api.failures import FinetuneError
+from finetune_api.runfile import RunFile
+from finetune_trainer.worker.carry import Carry
+from finetune_trainer.worker.supervision import Supervision
+
+# What a plain checkpoint holds only to train on.
+_NOT_WEIGHTS = ("optimizer.pt", "scheduler.pt")
+
+
+@dataclass(frozen=True)
+class BestPolicy:
+    """keep: how many of the best steps stay; 0: the last step is published, whatever its loss.
+
+    patience: evaluations in a row without an improvement of more than min_delta after which the run ends; None: never.
+    """
+
+    keep: int
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    @classmethod
+    def of(cls, run: RunFile) -> BestPolicy:
+        """What the run file plans."""
+        early = run.hyperparameters.early_stopping
+        if early is None:
+            return cls(run.checkpoint.keep_best)
+        return cls(max(run.checkpoint.keep_best, 1), early.patience, early.min_delta)
+
+    def judge(self, carry: Carry, step: int, loss: float) -> bool:
+        """Take an evaluation into carry; True if its step is now among the best ones."""
+        if not self.keep or step in carry.best_steps:
+            return False
+        improved = not carry.best or loss < carry.best[0][1] - self.min_delta
+        carry.waited = 0 if improved else carry.waited + 1
+        carry.stopped_early = self.patience is not None and carry.waited >= self.patience
+        # The sort is stable: of equal losses the earlier step is the better one.
+        carry.best = sorted([*carry.best, [step, loss]], key=lambda found: found[1])[: self.keep]
+        return step in carry.best_steps
+
+
+def keep_weights(checkpoint: Path, supervision: Supervision) -> None:
+    """WORK/best holds the weights of checkpoint, on each node that has any. Linked, so that it costs no space of its own."""
+    if not supervision.ranks.is_node_main:
+        return
+    best = supervision.work.best
+    fresh = best.with_name(".best")
+    shutil.rmtree(fresh, ignore_errors=True)
+    left_out = () if supervision.zero_stage > 0 else _NOT_WEIGHTS
+    shutil.copytree(checkpoint, fresh, copy_function=os.link, ignore=shutil.ignore_patterns(*left_out))
+    shutil.rmtree(best, ignore_errors=True)
+    fresh.rename(best)
+
+
+def take_best(engine: Any) -> bool:
+    """The model's weights are those of the best step; whether they had to be changed for that.
+
+    Every rank calls it. Raises CheckpointInvalid.
+    """
+    supervision = engine.supervision
+    best = next(iter(supervision.carry.best_steps), engine.state.global_step)
+    if best == engine.state.global_step:
+        return False
+    folder = supervision.work.best
+    if supervision.ranks.is_main and not folder.is_dir():
+        raise FinetuneError(
+            f"Step {best} was the best one, but its checkpoint is gone. Do not edit the checkpoints of a run.",
+            failure_class="CheckpointInvalid",
+        )
+    if supervision.zero_stage > 0:
+        from peft import PeftModel
+        from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+
+        strict = not isinstance(engine.model, PeftModel)
+        deepspeed_load_checkpoint(engine.model_wrapped, str(folder), load_module_strict=strict)
+        return True
+    if supervision.ranks.is_main:
+        engine._load_from_checkpoint(str(folder), engine.model)
+    if torch.distributed.is_initialized():
+        # Only the first node's checkpoint holds weights.
+        for parameter in engine.model.parameters():
+            if parameter.requires_grad:
+                torch.distributed.broadcast(parameter.data, src=0)
+    return True
