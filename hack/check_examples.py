@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -24,6 +25,7 @@ from finetune_trainer.cli.jobfile import JobFileError, read_job_file
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "finetunejob.yaml"
 LOCAL = "local.yaml"
+TINY = "tiny"  # the folder of examples for `finetune run`
 MAIN_LINES = 12
 DEFINITIONS = {"FineTuneJob": crd.finetunejob, "GPUPool": crd.gpupool}
 
@@ -40,6 +42,12 @@ def closed(schema: dict[str, Any]) -> dict[str, Any]:
     }
     node["properties"].pop("status")
     return node
+
+
+@functools.cache
+def _validator(kind: str) -> jsonschema.Draft4Validator:
+    schema = DEFINITIONS[kind]()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return jsonschema.Draft4Validator(closed(schema))
 
 
 def _close(node: dict[str, Any]) -> None:
@@ -81,8 +89,7 @@ def faults(path: Path) -> Iterator[str]:
             continue
         for empty in nulls(document, kind):
             yield f"{empty} has no value; remove it"
-        schema = DEFINITIONS[kind]()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-        for error in jsonschema.Draft4Validator(closed(schema)).iter_errors(document):
+        for error in _validator(kind).iter_errors(document):
             yield f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
         if kind == "GPUPool":
             try:
@@ -98,7 +105,7 @@ def faults(path: Path) -> Iterator[str]:
 def _job_faults(path: Path) -> Iterator[str]:
     try:
         spec = read_job_file(path).spec  # the same rules as the API server's
-        build_references(spec, local=path.name == LOCAL)
+        build_references(spec, local=path.name == LOCAL or path.parent.name == TINY)
     except JobFileError as error:
         yield from (f"line {fault.line}: {fault.field}: {fault.message}" for fault in error.faults)
     except FinetuneError as error:

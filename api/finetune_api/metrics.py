@@ -40,6 +40,8 @@ _OBJECTIVES: dict[ObjectiveType, tuple[str, ...]] = {
     ObjectiveType.PPO: ("loss", "reward"),
     ObjectiveType.GRPO: ("loss", "reward"),
 }
+_DISTILLATION = ("labelLoss", "divergence")
+"""Beside those of the task: both parts of the loss, the divergence being the KL itself."""
 _ANSWERS = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
 _WRITERS = (Task.CAUSAL_LM, Task.SEQ2SEQ)
 
@@ -49,6 +51,8 @@ def offered_metrics(
 ) -> tuple[str, ...]:
     """The names that evaluation.metrics and evaluation.require may hold for this job, in the report's order."""
     names = _OBJECTIVES.get(objective) or _TASKS[task]
+    if objective is ObjectiveType.DISTILLATION:
+        names += _DISTILLATION
     if objective in _ANSWERS and task in _WRITERS:
         names += TEXT_METRICS
     if retention:

@@ -351,10 +351,12 @@ class PreflightFile(Document):
     validation_fraction: float | None = None
     test_fraction: float | None = None
     max_bad_share: float = 0.0
+    max_cut_share: float = 1.0
     format: DataFormat | None = None
     columns: Columns | None = None
     prompt_template: str | None = None
     pretrain_tokenizer: PretrainTokenizer | None = None
+    random_windows: bool = False
     output: Reference
     publish: RunPublish | None = None
     on_existing: OnExisting

@@ -34,7 +34,7 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
     ("no model", {"model": None}, "spec.model", "Required"),
     ("no dataset", {"dataset": None}, "spec.dataset", "Required"),
     ("no sources", {"dataset": {"sources": []}}, "spec.dataset.sources", "at least 1"),
-    ("no tuning", {"tuning": None}, "spec.tuning", "Required"),
+    ("no tuning", {"tuning": None}, "spec.tuning", "is missing; choose tuning.type"),
     ("no output", {"output": None}, "spec.output", "Required"),
     ("rank as text", {"tuning": {"type": "LoRA", "lora": {"rank": "16"}}}, "spec.tuning.lora.rank", "integer"),
     ("rate as text", {"hyperparameters": {"learningRate": "2e-4"}}, "spec.hyperparameters.learningRate", "number"),
@@ -116,7 +116,7 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "quantization with LoRA",
         {"tuning": {"type": "LoRA", "quantization": {"bits": 4}}},
         "spec.tuning.quantization",
-        "quantization belongs to type QLoRA only",
+        "quantization belongs to type QLoRA or IA3 or PromptTuning",
     ),
     (
         "softPrompt with QLoRA",
@@ -149,7 +149,106 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "type Distillation needs distillation.teacher",
     ),
     ("GRPO without rewards", {"objective": {"type": "GRPO"}}, "spec.objective", "type GRPO needs grpo.rewards"),
+    (
+        "a reward by two ways",
+        {"objective": {"type": "GRPO", "grpo": {"rewards": [{"function": "Length", "model": S3}]}}},
+        "spec.objective.grpo.rewards[0]",
+        "exactly one of model and function",
+    ),
+    (
+        "a pattern that nothing reads",
+        {"objective": {"type": "PPO", "ppo": {"rewards": [{"function": "ExactMatch", "pattern": "a"}]}}},
+        "spec.objective.ppo.rewards[0].pattern",
+        "pattern belongs to function RegularExpression only",
+    ),
+    (
+        "no pattern",
+        {"objective": {"type": "GRPO", "grpo": {"rewards": [{"function": "RegularExpression"}]}}},
+        "spec.objective.grpo.rewards[0]",
+        "function RegularExpression needs pattern",
+    ),
+    (
+        "eight bits of NF4",
+        {"tuning": {"type": "QLoRA", "quantization": {"bits": 8, "type": "NF4"}}},
+        "spec.tuning.quantization.type",
+        "type Int8 has 8 bits",
+    ),
+    (
+        "text that nothing reads",
+        {"tuning": {"type": "PromptTuning", "softPrompt": {"init": "Random", "initText": "Classify:"}}},
+        "spec.tuning.softPrompt.initText",
+        "initText belongs to init Text only",
+    ),
+    (
+        "preset and patterns",
+        {"tuning": {"type": "Full", "full": {"preset": "RouterAndExperts", "freeze": ["a"]}}},
+        "spec.tuning.full",
+        "set preset or freeze, not both",
+    ),
+    (
+        "fromJob with a revision",
+        {"model": {"fromJob": "other", "revision": "main"}},
+        "spec.model",
+        "set fromJob or revision, not both",
+    ),
+    (
+        "published to a bucket",
+        {"output": {**S3, "publish": {"uri": "s3://b/p"}}},
+        "spec.output.publish.uri",
+        "should match",
+    ),
+    # the validity table
+    (
+        "an evaluation that trains",
+        {"objective": {"type": "Evaluation"}, "tuning": {"type": "LoRA"}},
+        "spec.tuning",
+        "an evaluation changes no parameter",
+    ),
+    (
+        "DPO on a classifier",
+        {"objective": {"type": "DPO"}, "model": {**S3, "task": "SequenceClassification"}},
+        "spec.model.task",
+        "choose CausalLM",
+    ),
+    (
+        "an adapter on random weights",
+        {"objective": {"type": "Pretrain"}, "tuning": {"type": "LoRA"}},
+        "spec.tuning.type",
+        "choose Full",
+    ),
+    (
+        "a reward model of the next token",
+        {"objective": {"type": "Reward"}, "model": {**S3, "task": "CausalLM"}},
+        "spec.model.task",
+        "one output over a whole text",
+    ),
+    (
+        "quantised weights that are sharded",
+        {"tuning": {"type": "QLoRA"}, "hyperparameters": {"zeroStage": 3}},
+        "spec.hyperparameters.zeroStage",
+        "cannot shard quantised weights",
+    ),
 ]
+
+# Every objective with what it needs at least.
+GOOD_SPECS: dict[str, dict[str, Any]] = {
+    "Supervised": {},
+    "Evaluation": {"objective": {"type": "Evaluation"}, "tuning": None},
+    "Evaluation in 8 bits": {
+        "objective": {"type": "Evaluation"},
+        "tuning": {"type": "QLoRA", "quantization": {"bits": 8}},
+    },
+    "Pretrain": {"objective": {"type": "Pretrain"}, "tuning": {"type": "Full"}},
+    "Distillation": {"objective": {"type": "Distillation", "distillation": {"teacher": S3}}},
+    "Reward": {"objective": {"type": "Reward"}},
+    "DPO": {"objective": {"type": "DPO"}},
+    "ORPO": {"objective": {"type": "ORPO", "orpo": {"beta": 0.1}}},
+    "KTO": {"objective": {"type": "KTO", "kto": {"desirableWeight": 1.5}}},
+    "PPO": {"objective": {"type": "PPO", "ppo": {"rewards": [{"model": {"fromJob": "judge"}}]}}},
+    "GRPO": {"objective": {"type": "GRPO", "grpo": {"rewards": [{"function": "ExactMatch"}]}}},
+    "IA3": {"tuning": {"type": "IA3", "quantization": {"type": "Int8"}}},
+    "PromptTuning": {"tuning": {"type": "PromptTuning", "softPrompt": {"init": "Text", "initText": "Classify:"}}},
+}
 
 GOOD_NAMES = ("a", "faq", "faq-qlora-2", "a" * 47)
 BAD_NAMES = ("9lives", "faq.v2", "a" * 48, "faq-", "f--" + "a" * 45)
@@ -181,6 +280,11 @@ def test_a_wrong_spec_is_refused_with_its_field(api: Api, spec: dict[str, Any], 
         api.create("finetunejobs", objects.job("faq", "default", **spec))
     assert refusal.value.status == 422
     assert any(path == field and words in message for path, message in refusal.value.causes), refusal.value.causes
+
+
+@pytest.mark.parametrize("name", GOOD_SPECS)
+def test_every_method_is_accepted_with_the_least_that_it_needs(api: Api, namespace: str, name: str) -> None:
+    api.create("finetunejobs", objects.job("faq", namespace, **GOOD_SPECS[name]))
 
 
 @pytest.mark.parametrize("where", ["spec.modle", "spec.tuning.lora.rnak", "spec.dataset.sources[0].url"])

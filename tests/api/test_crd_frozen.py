@@ -40,7 +40,8 @@ CHANGED: dict[str, Any] = {
     "priorityClassName": "low",
 }
 REQUIRED = {name for name, field in FineTuneJobSpec.model_fields.items() if field.is_required()}
-OPTIONAL = [name for name in FROZEN_FIELDS if name not in REQUIRED]
+# tuning may be absent with objective Evaluation only, and then another rule speaks too.
+OPTIONAL = [name for name in FROZEN_FIELDS if name not in REQUIRED | {"tuning"}]
 MUTABLE: dict[str, tuple[Any, Any]] = {
     "suspend": (True, False),
     "cancel": (False, True),

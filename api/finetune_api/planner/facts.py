@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec, Hyperparameters, MasterWeights, Precision, Task, TuningType
+from finetune_api.job import (
+    FineTuneJobSpec,
+    Hyperparameters,
+    MasterWeights,
+    Precision,
+    QuantizationType,
+    Task,
+    TuningType,
+)
 from finetune_api.planner.optimization import Optimization
 from finetune_api.planner.support import cell_of
+from finetune_api.planner.tuning import quantization_type
 from finetune_api.status import ModelFacts
 from finetune_api.validity import refusing
 
@@ -39,6 +48,13 @@ def _with_model(spec: FineTuneJobSpec, model: ModelFacts) -> Iterator[tuple[str,
             "tuning.type",
             f"tuning.type: PrefixTuning needs a decoder, which {model.model_type} is not; choose PTuning or LoRA",
         )
+    quantization = quantization_type(spec)
+    if model.quantization is not None and quantization is not None:
+        name = "tuning.quantization"
+        yield name, f"{name}: the model's files are quantised already ({model.quantization}); choose tuning.type LoRA"
+    if model.experts is not None and quantization == QuantizationType.INT8:
+        name = "tuning.quantization.bits"
+        yield name, f"{name}: the experts of {model.model_type} have no 8-bit form; choose 4"
     if model.experts is not None:
         return
     lora = spec.tuning.lora if spec.tuning is not None else None

@@ -12,14 +12,13 @@ from finetune_api.job import (
     ObjectiveType,
     Optimizer,
     Precision,
-    PretrainTokenizer,
     Schedule,
     Task,
     TuningType,
 )
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import PREFERENCES, REINFORCEMENTS
-from finetune_api.planner.pretrain import default_tokenizer
+from finetune_api.planner.pretrain import draws_windows
 from finetune_api.planner.tuning import SOFT_PROMPTS
 from finetune_api.runfile import RunEarlyStopping
 
@@ -157,10 +156,7 @@ def _packing(spec: FineTuneJobSpec, ledger: Ledger) -> bool:
     hp = spec.hyperparameters or Hyperparameters()
     chosen, why = False, "each record keeps a row of its own"
     if spec.objective_type == ObjectiveType.PRETRAIN:
-        given = spec.objective.pretrain if spec.objective else None
-        windows = given.random_windows if given else None
-        if windows is None:
-            windows = default_tokenizer(spec) == PretrainTokenizer.CHARACTER
+        windows = draws_windows(spec)
         chosen, why = not windows, "windows are full already" if windows else "text is packed into full blocks"
     return ledger.pick("hyperparameters.packing", hp.packing, chosen, why)
 

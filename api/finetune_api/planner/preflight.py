@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJobSpec, ObjectiveType, OnExisting
 from finetune_api.planner.objective import max_new_tokens
-from finetune_api.planner.pretrain import default_tokenizer
+from finetune_api.planner.pretrain import default_tokenizer, draws_windows
 from finetune_api.planner.references import References, spec_digest
 from finetune_api.runfile import InputKind, PreflightFile, PreflightInput, Reference, RunJob, RunPublish
 
@@ -32,10 +32,12 @@ def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *
         validation_fraction=spec.dataset.validation.fraction if spec.dataset.validation else None,
         test_fraction=spec.dataset.test.fraction if spec.dataset.test else None,
         max_bad_share=spec.dataset.max_bad_share or 0.0,
+        max_cut_share=1.0 if spec.dataset.max_cut_share is None else spec.dataset.max_cut_share,
         format=spec.dataset.format,
         columns=spec.dataset.columns,
         prompt_template=spec.dataset.prompt_template,
         pretrain_tokenizer=default_tokenizer(spec) if spec.objective_type == ObjectiveType.PRETRAIN else None,
+        random_windows=draws_windows(spec),
         output=references.output,
         publish=_publish(spec, references),
         on_existing=spec.output.on_existing or OnExisting.FAIL,

@@ -24,12 +24,20 @@ def is_noised(spec: FineTuneJobSpec, data_format: str) -> bool:
 
 
 def default_tokenizer(spec: FineTuneJobSpec) -> PretrainTokenizer:
-    """The tokenizer of a Pretrain run."""
-    given = _given(spec)
-    return given.tokenizer or PretrainTokenizer.MODEL
+    """The tokenizer of a Pretrain run: the model's own where nothing is said."""
+    return _given(spec).tokenizer or PretrainTokenizer.MODEL
+
+
+def draws_windows(spec: FineTuneJobSpec) -> bool:
+    """Whether a Pretrain run draws windows from random places: where it is not said, with characters as tokens."""
+    if spec.objective_type != ObjectiveType.PRETRAIN:
+        return False
+    given = _given(spec).random_windows
+    return default_tokenizer(spec) == PretrainTokenizer.CHARACTER if given is None else given
 
 
 def pretrain(spec: FineTuneJobSpec, sequence_length: int, ledger: Ledger) -> RunPretrain:
+    """The settings of a run that learns from text as it stands; sequence_length in tokens."""
     given = _given(spec)
     path = "objective.pretrain"
     fresh = spec.objective_type == ObjectiveType.PRETRAIN
@@ -40,7 +48,7 @@ def pretrain(spec: FineTuneJobSpec, sequence_length: int, ledger: Ledger) -> Run
         windows = ledger.pick(
             f"{path}.randomWindows",
             given.random_windows,
-            character,
+            draws_windows(spec),
             "one running text has no documents to keep apart" if character else "whole documents are packed",
         )
     if fresh and tokenizer == PretrainTokenizer.BYTE_PAIR:

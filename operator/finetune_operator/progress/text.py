@@ -44,14 +44,15 @@ def ended(
         step = shown.step
     total = max(shown.total_steps if shown else total_steps, step)
     stage = shown.stage if shown else Stage.TRAINING.value
-    if message and message.outcome == SUCCEEDED:
+    done = message is not None and message.outcome == SUCCEEDED
+    if done:
         stage = Stage.DONE.value
     news: dict[str, str | int | float] = {
         "attempt": attempt,
         "stage": stage,
         "step": step,
         "total_steps": total,
-        "percent": percent(step, total),
+        "percent": 100 if done and total == 0 else percent(step, total),  # an evaluation takes no steps
         "summary": summary(step, total, stage),
         "update_time": now,
     }

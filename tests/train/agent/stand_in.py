@@ -21,7 +21,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Behaviour:
-    """steps in all; seconds of each; a checkpoint after each `save_every`; ranks and steps at which things go wrong."""
+    """steps in all; seconds of each; a checkpoint after each `save_every`; ranks and steps at which things go wrong.
+
+    best_step: the one that every checkpoint from there on names as the best.
+    """
 
     steps: int = 4
     step_seconds: float = 0.05
@@ -36,6 +39,7 @@ class Behaviour:
     environment_to: str | None = None
     orphan_seconds: float = 0.0
     last_words: str = ""
+    best_step: int = -1
 
 
 class Worker:
@@ -97,9 +101,12 @@ class Worker:
         if self.rank != 0 or folder.exists() or self.step == self.resumed:
             return
         folder.mkdir()
+        best = [self.does.best_step] if 0 < self.does.best_step <= self.step else []
         write(folder / "step.json", {"step": self.step})
+        write(folder / "plan.json", {"step": self.step})
+        write(folder / "run.json", {"best": [[step, 1.0] for step in best]})
         (folder / "weights.bin").write_bytes(b"w" * self.does.save_bytes)
-        write(folder.with_suffix(".ready"), {"step": self.step, "metrics": {"evalLoss": 1.0 / self.step}})
+        write(folder.with_suffix(".ready"), {"step": self.step, "metrics": {"evalLoss": 1.0 / self.step}, "best": best})
 
     def publish(self) -> None:
         self.save()

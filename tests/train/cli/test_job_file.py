@@ -41,7 +41,7 @@ def test_a_good_file_is_read(tmp_path) -> None:
     [
         ("  tuning: {type: LoRA}", "  tunning: {type: LoRA}", 9, "spec.tunning: unknown field; did you mean tuning?"),
         ("  tuning: {type: LoRA}", "  tuning: {type: Lora}", 9, "spec.tuning.type: is 'Lora'; input should be 'Full'"),
-        ("  tuning: {type: LoRA}\n", "", 4, "spec.tuning: is missing; add it"),
+        ("  tuning: {type: LoRA}\n", "", 4, "spec.tuning: tuning: is missing; choose tuning.type"),
         (
             "{uri: file:///data/train.jsonl}",
             "{url: file:///data}",

@@ -58,6 +58,7 @@ def test_statistics_say_what_became_of_the_data(tmp_path: Path) -> None:
         "badRecords": 0,
         "badRows": [],
         "recordsBySource": {"s3://team/d0": 18},
+        "packing": "",
     }
 
 

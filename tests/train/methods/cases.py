@@ -4,5 +4,10 @@ from __future__ import annotations
 
 from tests.train.methods.case import Case
 from tests.train.methods.cases_causal import CASES as CAUSAL
+from tests.train.methods.cases_preference import CASES as PREFERENCE
+from tests.train.methods.cases_reinforcement import CASES as REINFORCEMENT
+from tests.train.methods.cases_distillation import CASES as DISTILLATION
+from tests.train.methods.cases_pretrain import CASES as PRETRAIN
+from tests.train.methods.cases_tasks import CASES as TASKS
 
-CASES: tuple[Case, ...] = (*CAUSAL,)
+CASES: tuple[Case, ...] = (*CAUSAL, *PREFERENCE, *REINFORCEMENT, *TASKS, *PRETRAIN, *DISTILLATION)

@@ -59,8 +59,8 @@ CASES = (
         models={"teacher": TEACHER},
         learning=Learning(
             "divergence",
-            0.12,
-            0.06,
+            0.05,
+            0.02,
             higher=False,
             changes={
                 "objective": distillation(alpha=0.0),

@@ -63,7 +63,7 @@ CASES = (
         {"family": "gpt2", "dropout": 0.2},
         novel(),
         CHARACTER,
-        learning=learning(0.1, 0.7, 250, learningRate=1e-2),
+        learning=learning(0.1, 0.45, 250, learningRate=1e-2),
     ),
     Case(
         "pretrain-byte-pairs",
@@ -74,17 +74,17 @@ CASES = (
     ),
     Case(
         "pretrain-masked",
-        {"family": "bert"},
-        farm(),
-        text_run("MaskedLM", pretrain(tokenizer="BytePair", vocabularySize=320)),
-        learning=learning(0.1, 0.7, 300),
+        {"family": "bert", "tied": True},
+        farm(96),
+        text_run("MaskedLM", pretrain(tokenizer="BytePair", vocabularySize=320), packing=False),
+        learning=learning(0.1, 0.4, 300),
     ),
     Case(
         "masked-text",
-        {"family": "bert"},
+        {"family": "bert", "tied": True},
         farm(),
         text_run("MaskedLM", pretrain("Supervised"), packing=False),
-        learning=learning(0.1, 0.7, 300),
+        learning=learning(0.1, 0.6, 300),
     ),
     # The recipe has FP16 and records of 256 tokens on switch-base-8, whose tokenizer has its sentinels.
     Case(
@@ -93,13 +93,13 @@ CASES = (
         farm(),
         text_run("Seq2Seq", pretrain("Supervised"), packing=False, microBatchSize=8, gradientAccumulation=1)
         | {"model": {"task": "Seq2Seq", "addSpecialTokens": SENTINELS}},
-        learning=learning(0.1, 0.5, 300),
+        learning=learning(0.1, 0.4, 300),
     ),
     Case(
         "pretrain-span-corruption",
         {"family": "t5"},
-        farm(),
-        text_run("Seq2Seq", pretrain(tokenizer="BytePair", vocabularySize=400)),
-        learning=learning(0.1, 0.5, 300),
+        farm(96),
+        text_run("Seq2Seq", pretrain(tokenizer="BytePair", vocabularySize=400, blockSize=32)),
+        learning=learning(0.1, 0.45, 250, learningRate=3e-3),
     ),
 )

@@ -33,12 +33,18 @@ def reinforcement(kind: str, rewards: list[dict[str, Any]], **settings: Any) -> 
 
 
 LENGTH = {"function": "Length", "targetLength": 8, "weight": 0.25}
-VOWELS = {"function": "RegularExpression", "pattern": "([aeiou][^aeiou]*){4}", "weight": 1.0}
+VOWELS = {"function": "RegularExpression", "pattern": "([aeiou][^aeiou]*){2}", "weight": 1.0}
+HELD_OUT = {"dataset": {"validationFraction": 0.3}}
 
 
-def _learns(metric: str, base: float, tuned: float, steps: int) -> Learning:
-    changes = {"hyperparameters": {"totalSteps": steps}, "evaluation": {"everySteps": steps}}
-    return Learning(metric, base, tuned, changes=changes)
+def _learns(steps: int, micro: int, **settings: Any) -> Learning:
+    """The share of sampled answers with two vowels; about 0.43 of the untuned model's have them."""
+    changes = {
+        "objective": {"reinforcement": {"rewards": [VOWELS], "beta": 0.005, **settings}},
+        "hyperparameters": {"totalSteps": steps, "microBatchSize": micro, "learningRate": 2e-2},
+        "evaluation": {"everySteps": steps},
+    }
+    return Learning("reward", 0.6, 0.85, changes=changes)
 
 
 CASES = (
@@ -46,20 +52,20 @@ CASES = (
         "grpo-lora",
         {"spread": 0.2},
         prompts(),
-        reinforcement("GRPO", [VOWELS, LENGTH]),
-        learning=_learns("reward", 0.5, 1.0, 40),
+        {**reinforcement("GRPO", [VOWELS, LENGTH]), **HELD_OUT},
+        learning=_learns(40, 4, generations=8),
     ),
     Case(
         "grpo-full",
         {"spread": 0.2},
         prompts(),
-        {**reinforcement("GRPO", [VOWELS], iterations=2), "tuning": {"type": "Full", "lora": None}},
+        {**reinforcement("GRPO", [VOWELS], iterations=2), **HELD_OUT, "tuning": {"type": "Full", "lora": None}},
     ),
     Case(
         "ppo-lora",
         {"spread": 0.2},
         prompts(),
-        reinforcement("PPO", [VOWELS]),
-        learning=_learns("reward", 0.5, 0.9, 60),
+        {**reinforcement("PPO", [VOWELS]), **HELD_OUT},
+        learning=_learns(120, 16),
     ),
 )

@@ -22,7 +22,7 @@ from finetune_trainer.store.objects import S3Settings, open_store
 from tests.cluster.processes import free_port
 from tests.train.data.making import CHATML, make_tokenizer, run_file
 from tests.train.preflight.conftest import JSONL, ROWS, Bucket
-from tests.train.sources.hub_server import HubServer, Repository
+from tests.train.sources.hub_server import HubServer, Repository, account
 from tests.train.sources.making import PARAMETERS, PICKLE, model_files, reference, write_files
 
 MakeFile = Callable[..., PreflightFile]
@@ -158,7 +158,7 @@ def test_an_output_that_cannot_be_written_is_told(
     assert told(result) == [(failure_class, field)]
 
 
-def claim(bucket: Bucket, uid: str, model: str, data: str) -> None:
+def claim(bucket: Bucket, uid: str, model: str, data: str, name: str = "earlier") -> None:
     keys = bucket.s3.environment("team-a")
     settings = S3Settings(
         bucket.s3.endpoint, access_key_id=keys["AWS_ACCESS_KEY_ID"], secret_access_key=keys["AWS_SECRET_ACCESS_KEY"]
@@ -167,7 +167,8 @@ def claim(bucket: Bucket, uid: str, model: str, data: str) -> None:
     claim_output(
         store,
         prefix,
-        Claim(job_uid=uid, namespace="team-a", name="earlier", model_digest=model, data_digest=data, method_digest="m"),
+        Claim(job_uid=uid, namespace="team-a", name=name, model_digest=model, data_digest=data, method_digest="m"),
+        "Resume",
     )
 
 
@@ -190,6 +191,14 @@ def test_resume_takes_over_a_run_with_the_same_model_and_data_only(make_file: Ma
     assert run_preflight(make_file(onExisting="Resume"), bucket.env).ok
     result = run_preflight(make_file(onExisting="Resume", sources=[bucket.put("more.jsonl", JSONL)]), bucket.env)
     assert told(result) == [("OutputInUse", "spec.output.uri")] and "was made with another data," in message(result)
+
+
+def test_the_owner_of_an_output_is_the_job_that_took_it_over_last(make_file: MakeFile, bucket: Bucket) -> None:
+    for name in ("first", "second"):
+        claim(bucket, f"{name}-uid", "m", "d", name=name)
+    result = run_preflight(make_file(), bucket.env)
+    assert told(result) == [("OutputInUse", "spec.output.uri")]
+    assert "belongs to the job team-a/second" in message(result)
 
 
 def test_pickle_weights_are_refused(make_file: MakeFile, bucket: Bucket) -> None:
@@ -218,7 +227,8 @@ def test_a_model_that_cannot_be_tuned_is_told(
 
 
 def test_another_task_is_refused_with_its_field(make_file: MakeFile, bucket: Bucket) -> None:
-    assert told(run_preflight(make_file(task="Seq2Seq"), bucket.env)) == [("InvalidSpec", "spec.model.task")]
+    result = run_preflight(make_file(task="Seq2Seq"), bucket.env)
+    assert told(result) == [("ModelUnsupported", "spec.model.task")] and "it fits CausalLM" in message(result)
 
 
 def test_the_model_and_data_of_a_hub_are_checked(bucket: Bucket, make_file: MakeFile) -> None:
@@ -236,6 +246,21 @@ def test_the_model_and_data_of_a_hub_are_checked(bucket: Bucket, make_file: Make
     assert result.ok and result.findings == []
     assert result.model is not None and result.model.has_chat_template
     assert result.data is not None and result.data.rows == 40
+
+
+def test_the_place_to_publish_is_asked_with_the_jobs_own_token(bucket: Bucket, make_file: MakeFile) -> None:
+    publish = {"target": {"uri": "hf://team/faq", "access": {"profile": "team"}}}
+    with HubServer() as hub:
+        hub.accounts["hf_secret_token"] = account("team")
+        env = bucket.env | {"HF_ENDPOINT": hub.endpoint}
+        assert told(run_preflight(make_file(publish=publish), env)) == [
+            ("CredentialsRejected", "spec.output.publish.credentials")
+        ]
+        env |= {"FINETUNE_CRED_TEAM_HF_TOKEN": "hf_secret_token"}
+        assert run_preflight(make_file(publish=publish), env).ok
+        hub.repositories["team/faq"] = Repository(model_files(), private=True)
+        result = run_preflight(make_file(publish=publish), env)
+    assert result.ok and "hf://team/faq exists; the artifact becomes its newest commit" in message(result)
 
 
 def test_a_model_without_a_chat_template_is_remarked_and_passes(make_file: MakeFile, bucket: Bucket) -> None:

@@ -12,13 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune_api.digest import digest
 from finetune_api.failures import TABLE
 from finetune_api.runfile import PreflightFile
-from finetune_api.status import Finding, Preflight
+from finetune_api.status import DataFacts, Finding, ModelFacts, Preflight
 from finetune_trainer.preflight import encode_preflight, exit_code
 from tests.train.preflight.conftest import ROWS, Bucket
+from tests.train.preflight.local import LABELLED, TAGGED, Folder
 from tests.train.sources.hub_server import HubServer, Repository
-from tests.train.sources.making import model_files
+from tests.train.sources.making import adapter_files, model_files
 
 MakeFile = Callable[..., PreflightFile]
 # What the trainer image has and the light image has not.
@@ -95,6 +97,88 @@ def test_the_termination_message_keeps_the_first_findings_and_counts_all() -> No
     assert short.findings_total == 40 and short.findings[0].message.startswith("0: ") and len(short.findings) >= 5
     whole = Preflight(ok=True, spec_digest="d", findings=findings[:1])
     assert Preflight.model_validate_json(encode_preflight(whole, 1 << 20)).findings == findings[:1]
+
+
+def test_the_facts_of_the_largest_job_fit_beside_its_findings() -> None:
+    places = [f"objective.grpo.rewards[{k}].model.uri" for k in range(8)]
+    places += ["model.adapter.uri", "objective.distillation.teacher.uri"]
+    model = ModelFacts(
+        model_type="switch_transformers",
+        architecture="A" * 80,
+        parameters=10**12,
+        weight_bytes=10**13,
+        hidden_size=10**5,
+        layers=1000,
+        vocabulary_size=10**6,
+        max_positions=10**7,
+        quantization="q" * 80,
+        digest=digest("model"),
+    )
+    data = DataFacts(
+        rows=10**9,
+        format="PromptCompletion",
+        format_reason="ä" * 300,
+        tokens=10**12,
+        longest_tokens=10**6,
+        p95_tokens=10**6,
+        bytes=10**12,
+        digest=digest("data"),
+    )
+    result = Preflight(
+        ok=False,
+        spec_digest=digest("spec"),
+        model=model,
+        data=data,
+        digests={place: digest(place) for place in places},
+        further_weight_bytes={place: 10**13 for place in places},
+        findings=[Finding(failure_class="DataInvalid", message="ä" * 3000, field="f") for _ in range(20)],
+    )
+    encoded = encode_preflight(result)
+    short = Preflight.model_validate_json(encoded)
+    assert len(encoded) <= 4096 and short.findings_total == 20 and short.findings
+    assert (short.digests, short.model, short.data) == (result.digests, model, data)
+
+
+def test_every_objective_is_checked_in_the_light_image(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    bert = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    folder.put_model("bert", model_files(config=bert))
+    folder.put_model("teacher", model_files())
+    folder.put_model("adapter", adapter_files(r=16, lora_alpha=32))
+    folder.put("labels", LABELLED)
+    folder.put("tags", TAGGED)
+    folder.put("pairs", [{"prompt": f"Q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(30)])
+    own = {"uri": folder.uri("bert"), "access": {}}
+
+    def of(name: str) -> list[dict[str, object]]:
+        return [{"uri": folder.uri(name), "access": {}}]
+
+    files = [
+        folder.file({"model.adapter.uri": "Adapter adapter"}),
+        folder.file({"objective.distillation.teacher.uri": "Model teacher"}, objective="Distillation"),
+        folder.file(sources=of("labels"), model=own, task="SequenceClassification"),
+        folder.file(sources=of("tags"), model=own, task="TokenClassification"),
+        *(folder.file(sources=of("pairs"), objective=name) for name in ("DPO", "KTO", "ORPO")),
+        folder.file(sources=of("pairs"), objective="Reward", task="SequenceClassification"),
+        folder.file(objective="GRPO", newTokens=8),
+    ]
+    program = LIGHT.rpartition("runpy.run_module")[0] + (
+        "from finetune_api.runfile import PreflightFile\n"
+        "from finetune_trainer.preflight import run_preflight\n"
+        "for line in sys.stdin:\n"
+        "    found = run_preflight(PreflightFile.model_validate_json(line), {})\n"
+        "    print([item.message for item in found.findings if item.failure_class != 'Info'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input="".join(file.model_dump_json(by_alias=True) + "\n" for file in files),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]},
+    )
+    assert done.stdout.splitlines() == ["[]"] * len(files), done.stdout + done.stderr
 
 
 def test_every_class_gives_an_exit_code() -> None:

@@ -15,17 +15,23 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+from tests.train.sources.hub_writing import answer_write
+
 LARGE_BYTES = 4096
 """Files from this size on are told of as large files, with a SHA-256."""
 
 
 @dataclass
 class Repository:
-    """One repository. token: needed to see it at all; gated: its files need access that nobody was granted."""
+    """One repository. token: needed to see it at all; gated: its files need access that nobody was granted.
+
+    private: as the hub tells of it.
+    """
 
     files: dict[str, bytes]
     token: str | None = None
     gated: bool = False
+    private: bool = False
 
     @property
     def commit(self) -> str:
@@ -38,12 +44,20 @@ class Repository:
 
 @dataclass
 class HubServer:
-    """A hub on a free loopback port. repositories: `owner/name` for models, `datasets/owner/name` for data sets."""
+    """A hub on a free loopback port. repositories: `owner/name` for models, `datasets/owner/name` for data sets.
+
+    accounts: token → what the hub says of its owner, as `account` makes it.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
+    accounts: dict[str, dict[str, object]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     fail_next: int = 0
     """How many of the next requests are answered 503."""
+    write_token: str | None = None
+    """Who may create repositories and commit to them; None: nobody."""
+    large: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded large files by their SHA-256."""
 
     def __enter__(self) -> Self:
         hub = self
@@ -56,6 +70,12 @@ class HubServer:
 
             def do_HEAD(self) -> None:
                 hub._answer(self, body=False)
+
+            def do_POST(self) -> None:
+                hub._write(self)
+
+            def do_PUT(self) -> None:
+                hub._write(self)
 
             def log_message(self, format: str, *arguments: object) -> None:
                 hub.requests.append(format % arguments)
@@ -76,11 +96,22 @@ class HubServer:
         """For HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def _write(self, request: BaseHTTPRequestHandler) -> None:
+        if self.fail_next > 0:
+            self.fail_next -= 1
+            request.close_connection = True  # its body was not read
+            return _send(request, 503, {}, b"busy", True)
+        status, answer = answer_write(self, request, unquote(urlsplit(request.path).path))
+        _send(request, status, {"Content-Type": "application/json"}, json.dumps(answer).encode(), True)
+
     def _answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         if self.fail_next > 0:
             self.fail_next -= 1
             return _send(request, 503, {}, b"busy", body)
         path = unquote(urlsplit(request.path).path)
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if path == "/api/whoami-v2":
+            return _whoami(request, self.accounts.get(given), body)
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?", path):
             kind, name, what, revision, below = match.groups()
             what, revision = what or "revision", revision or "main"
@@ -91,7 +122,6 @@ class HubServer:
         else:
             return _send(request, 404, {}, b"no such page", body)
         repository = self.repositories.get(key)
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if repository is None or (repository.token and given != repository.token):
             if given and repository is not None:
                 return _refuse(request, 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, body)
@@ -102,6 +132,23 @@ class HubServer:
             return _resolve(request, repository, below, body)
         document = _info(key, repository) if what == "revision" else _tree(repository, below or "")
         _send(request, 200, {"Content-Type": "application/json"}, json.dumps(document).encode(), body)
+
+
+def account(
+    name: str, *, orgs: dict[str, str] | None = None, role: str = "write", scoped: list[object] | None = None
+) -> dict[str, object]:
+    """A user as /api/whoami-v2 tells of one. orgs: organisation → role in it; role, scoped: of the token."""
+    access: dict[str, object] = {"displayName": "t", "role": role}
+    if scoped is not None:
+        access["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": scoped}
+    groups = [{"type": "org", "name": org, "roleInOrg": own} for org, own in (orgs or {}).items()]
+    return {"type": "user", "name": name, "orgs": groups, "auth": {"type": "access_token", "accessToken": access}}
+
+
+def _whoami(request: BaseHTTPRequestHandler, found: dict[str, object] | None, body: bool) -> None:
+    if found is None:
+        return _refuse(request, 401, {"X-Error-Message": "Invalid username or password."}, body)
+    _send(request, 200, {"Content-Type": "application/json"}, json.dumps(found).encode(), body)
 
 
 def _info(key: str, repository: Repository) -> dict[str, object]:
@@ -115,7 +162,7 @@ def _info(key: str, repository: Repository) -> dict[str, object]:
         "id": key.removeprefix("datasets/"),
         "sha": repository.commit,
         "siblings": siblings,
-        "private": False,
+        "private": repository.private,
         "downloads": 0,
         "likes": 0,
         "tags": [],

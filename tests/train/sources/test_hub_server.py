@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from tests.train.sources.hub_server import HubServer, Repository
+from tests.train.sources.hub_server import HubServer, Repository, account
 
 
 def test_the_client_lists_and_downloads_a_repository(hub: HubServer, tmp_path: Path) -> None:
@@ -32,3 +32,12 @@ def test_the_client_sees_the_hubs_refusals(hub: HubServer) -> None:
         api.model_info("team/open", revision="v9")
     with pytest.raises(GatedRepoError):
         api.hf_hub_download("team/gated", "a", local_dir="/tmp/never")
+
+
+def test_the_client_learns_whose_token_it_has(hub: HubServer) -> None:
+    hub.accounts["hf_token"] = account("ann", orgs={"team": "write"}, role="read")
+    found = HfApi(endpoint=hub.endpoint).whoami("hf_token")
+    assert (found["name"], [org["name"] for org in found["orgs"]]) == ("ann", ["team"])
+    assert found["auth"]["accessToken"]["role"] == "read"
+    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
+        HfApi(endpoint=hub.endpoint).whoami("hf_other")

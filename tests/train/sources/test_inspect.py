@@ -147,6 +147,6 @@ def test_a_classifier_is_described_for_its_task(tmp_path: Path) -> None:
     place = open_source(reference(folder.as_uri()), purpose=Purpose.MODEL, field="model.uri", reach=REACH)
     facts = inspect_model(place, Use(task=Task.SEQUENCE_CLASSIFICATION))
     assert (facts.model_type, facts.encoder, facts.max_positions) == ("bert", True, 512)
-    with pytest.raises(FinetuneError, match="cannot be used with model.task CausalLM") as caught:
+    with pytest.raises(FinetuneError, match=r"cannot be used with model\.task CausalLM") as caught:
         inspect_model(place, Use(task=Task.CAUSAL_LM))
     assert caught.value.field == "spec.model.task"

@@ -12,22 +12,45 @@ from tests.train.models import FAMILIES
 from tests.train.worker.runs import FULL, build_engine_in, in_child, work_for
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_biases_and_norms_do_not_decay(tmp_path: Path, family: str) -> None:
-    work = work_for(tmp_path / "w", model={"family": family}, **FULL, weightDecay=0.1)
+def test_biases_and_norms_do_not_decay_and_all_else_does() -> None:
+    found = in_child(_decay_by_family, FAMILIES)
+    assert found.keys() == set(FAMILIES)
+    for family, (decayed, kept) in found.items():
+        assert decayed and kept, family
+        assert all(dimensions >= 2 for _, dimensions in decayed), f"{family}: vectors do not decay"
+        assert all(dimensions == 1 or "bias" in name for name, dimensions in kept), f"{family}: matrices decay"
+
+
+def _decay_by_family(families: tuple[str, ...]) -> dict[str, tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+    """(decayed, not decayed) parameters by name and number of dimensions, as the engine's optimizer groups them."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    from finetune_trainer.worker.engine import Engine
+    from tests.train.models import ENCODERS, SEQ2SEQ, tiny_model
+
+    found = {}
+    for family in families:
+        auto = AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+        auto = AutoModelForSeq2SeqLM if family in SEQ2SEQ else auto
+        model = auto.from_config(AutoConfig.from_pretrained(tiny_model(family)))
+        names = set(Engine.get_decay_parameter_names(None, model))
+        shapes = {name: parameter.dim() for name, parameter in model.named_parameters()}
+        found[family] = (
+            [pair for pair in shapes.items() if pair[0] in names],
+            [pair for pair in shapes.items() if pair[0] not in names],
+        )
+    return found
+
+
+def test_the_optimizer_decays_the_first_group_only(tmp_path: Path) -> None:
+    work = work_for(tmp_path / "w", **FULL, weightDecay=0.1)
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
-    decayed, kept = in_child(_dimensions_by_decay, str(work.root))
-    assert decayed == {2}, "matrices decay"
-    assert kept == {1}, "vectors do not"
+    assert in_child(_dimensions_by_decay, str(work.root)) == {0.1: {2}, 0.0: {1}}
 
 
-def _dimensions_by_decay(root: str) -> tuple[set[int], set[int]]:
-    engine = build_engine_in(root)
-    groups = {
-        group["weight_decay"]: {p.dim() for p in group["params"]} for group in engine.create_optimizer().param_groups
-    }
-    assert groups.keys() == {0.1, 0.0}
-    return groups[0.1], groups[0.0]
+def _dimensions_by_decay(root: str) -> dict[float, set[int]]:
+    groups = build_engine_in(root).create_optimizer().param_groups
+    return {group["weight_decay"]: {parameter.dim() for parameter in group["params"]} for group in groups}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +71,9 @@ def test_a_schedule_rises_over_the_warmup_and_then_falls(tmp_path: Path, schedul
     assert found == pytest.approx([0.01 * factor for factor in expected], abs=1e-9)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "PagedAdamW8bit", "Adafactor", "Lion", "Lion8bit", "PagedLion8bit"])
+@pytest.mark.parametrize(
+    "optimizer", ["AdamW", "AdamW8bit", "PagedAdamW8bit", "Adafactor", "Lion", "Lion8bit", "PagedLion8bit"]
+)
 def test_each_optimizer_lowers_the_loss(tmp_path: Path, optimizer: str) -> None:
     work = work_for(tmp_path / "w", optimizer=optimizer, totalSteps=6, microBatchSize=4, schedule="Constant")
     assert work.train() == [0], work.logged()

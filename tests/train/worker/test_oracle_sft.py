@@ -51,7 +51,7 @@ def _compare(root: str, rows: list[dict[str, str]]) -> tuple[dict[str, Any], dic
     ours = {
         "tokens": sorted(e.input_ids.tolist() for e in engine.train_dataset),
         "counted": int(units),
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "distance": float((gradient - their_gradient).norm() / their_gradient.norm()),
     }
     return ours, theirs
@@ -85,4 +85,4 @@ def _trl(model: str, rows: list[dict[str, str]], folder: str) -> tuple[dict[str,
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
     tokens = sorted(list(row["input_ids"]) for row in trainer.train_dataset)
-    return {"tokens": tokens, "counted": int(counted), "loss": float(loss)}, gradient
+    return {"tokens": tokens, "counted": int(counted), "loss": float(loss.detach())}, gradient

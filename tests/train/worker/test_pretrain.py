@@ -183,15 +183,15 @@ def _refusal(work: Work) -> dict[str, Any]:
 
 def test_a_sample_of_500_characters_stands_among_the_answers(tmp_path: Path) -> None:
     evaluation = {"probes": ["CHAPTER"], "generation": {"maxNewTokens": 500, "doSample": True, "temperature": 1.0}}
-    work = CHARACTER.work(tmp_path / "w", {"evaluation": evaluation, "hyperparameters": {"totalSteps": 2}})
+    work = CHARACTER.work(tmp_path / "w", {"evaluation": evaluation, "hyperparameters": {"totalSteps": 4, "learningRate": 1e-2}})
     # Room for the sample, which is longer than a window.
     config = work.root / "inputs/model/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "n_positions": 600}))
     assert work.train() == [0], work.logged()
-    found = [answer for answer in work.read("artifact/report.json")["answers"] if answer["prompt"] == "CHAPTER"]
+    found = work.read("artifact/report.json")["probes"]
     assert len(found) == 1
     assert 0 < len(found[0]["tuned"]) <= 500
-    assert found[0]["tuned"] != found[0]["base"]
+    assert found[0]["tuned"] != found[0]["base"], "sampled from other weights"
 
 
 def test_a_novel_in_a_text_file_keeps_its_lines_and_holds_out_its_end(tmp_path: Path) -> None:

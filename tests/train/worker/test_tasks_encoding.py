@@ -76,7 +76,9 @@ def make_tokenizer(folder: Path, kind: str) -> Path:
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if kind == "llama" else "always")
             tokenizer.decoder = decoders.Metaspace()
         alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "roberta" else []
-        trainer = trainers.BpeTrainer(vocab_size=340 if alphabet else 60, special_tokens=special, initial_alphabet=alphabet)
+        trainer = trainers.BpeTrainer(
+            vocab_size=340 if alphabet else 60, special_tokens=special, initial_alphabet=alphabet
+        )
         tokenizer.train_from_iterator(corpus, trainer)
         frame = {"roberta": "<s> $A </s>", "t5": "$A </s>", "llama": "<s> $A"}[kind]
         names = {"pad": "<pad>", "bos": "<s>", "eos": "</s>", "unk": "<unk>"}

@@ -184,7 +184,7 @@ def _effect(spec: FineTuneJobSpec) -> Any:
     references = build_references(spec)
     pools = (values.pool("another", 80, 5.0), *values.GPU_POOLS, values.pool("cheap", 24, 0.1, spot=True))
     try:
-        run = values.plan(spec, *pools, model=values.model_facts(experts=8)).run.to_json()
+        run = values.plan(spec, *pools, model=values.model_facts(**values.mixture(spec))).run.to_json()
     except FinetuneError as error:
         return [error.field]
     run.pop("settings")
@@ -257,7 +257,7 @@ def test_every_word_of_the_api_is_honoured_or_refused_by_its_field(field: str, v
         assert [item.field for item in refused] == ["spec.tuning" if field == "objective.type" else f"spec.{field}"]
     else:
         data = values.data_facts(format=spec.dataset.format or "QuestionAnswer")
-        model = values.model_facts(1_000_000_000, experts=8)
+        model = values.model_facts(1_000_000_000, **values.mixture(spec))
         assert value.value in _words(values.plan(spec, data=data, model=model).run.to_json())
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.planner import Pool
+from finetune_api.planner import Pool, build_references, make_plan
 from finetune_api.planner.ledger import SET_BY_JOB
 from finetune_api.pool import GPUPoolSpec
 from hack import check_examples
@@ -36,9 +36,28 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {key: v for name, child in value.items() for key, v in leaves(child, f"{path}.{name}".lstrip(".")).items()}
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_every_example_is_valid(path: Path) -> None:
     assert list(check_examples.faults(path)) == []
+
+
+JOBS = [path for path in sorted(EXAMPLES.rglob("*.yaml")) if path.name != "gpupool.yaml"]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_example_can_be_planned(path: Path) -> None:
+    """On the chart's pools with one of CPUs, for a small model that has what the example asks for."""
+    spec = job(str(path.relative_to(EXAMPLES)))
+    pools = (values.cpu_pool(16), *chart_pools())
+    model = values.small_model(max_positions=8192, **values.mixture(spec))
+    data = values.data_facts(200, format=spec.dataset.format or "Text")
+    references = build_references(spec, local=True)
+    run = make_plan(spec, values.JOB, values.preflight(spec, model, data), references, pools, "image").run
+    assert run.objective.type == spec.objective_type
+    # Only what is off or left to the library has no record of its own.
+    recorded = {item["name"] for item in run.settings}
+    given = {name for name in leaves(spec.to_json()) if name.startswith(("hyperparameters.", "tuning.lora."))}
+    assert given <= recorded
 
 
 def test_the_main_example_is_short_and_easy_to_count() -> None:
@@ -53,10 +72,11 @@ BROKEN: dict[str, tuple[str, str, str]] = {
     "wrong type": ("maxSteps: 40", "maxSteps: many", "maxSteps"),
     "out of bounds": ("fraction: 0.2", "fraction: 1.0", "fraction"),
     "rule": ("maxSteps: 40", "maxSteps: 40, epochs: 1", "set epochs or maxSteps, not both"),
-    "unsupported": ("type: LoRA", "type: IA3", "tuning.type: IA3 is not supported yet"),
+    "unsupported": ("tuning: {type: LoRA}", "tuning: {type: LoRA}\n  queueName: a", "queueName is not supported yet"),
     "local file": ("uri: s3://team-a/data", "uri: file:///data", "file:// is for `finetune run`"),
     "name": ("debian-faq}\nspec", "Debian.FAQ}\nspec", "metadata.name"),
-    "missing field": ("  tuning: {type: LoRA}\n", "", "tuning"),
+    "missing field": ("  output: {uri: s3://team-a/", "  outputs: {uri: s3://team-a/", "output"),
+    "no tuning": ("  tuning: {type: LoRA}\n", "", "tuning: is missing"),
 }
 
 
@@ -80,7 +100,7 @@ def test_a_main_example_that_grows_is_found(tmp_path: Path) -> None:
 
 
 def test_the_falcon_recipe_runs_on_one_l4_with_exactly_its_settings() -> None:
-    spec = job("qlora-falcon-7b.yaml")
+    spec = job("recipes/shop-faq-qlora-falcon-7b.yaml")
     planned = values.plan(spec, *chart_pools(), model=values.model_facts(), data=values.data_facts(rows=200))
     assert (planned.plan.pool, planned.plan.nodes, planned.plan.gpus_per_node) == ("l4", 1, 1)
     recorded = {item.name: item for item in planned.plan.settings}
@@ -101,7 +121,11 @@ def test_the_pythia_recipe_runs_on_a_cpu_pool() -> None:
         70_426_624, model_type="gpt_neox", hidden_size=512, layers=6, vocabulary_size=50304, max_positions=2048
     )
     planned = values.plan(
-        job("full-pythia-70m.yaml"), values.cpu_pool(4), *chart_pools(), model=pythia, data=values.data_facts(1260)
+        job("recipes/company-qa-pythia-70m.yaml"),
+        values.cpu_pool(4),
+        *chart_pools(),
+        model=pythia,
+        data=values.data_facts(1260),
     )
     assert (planned.plan.pool, planned.run.hyperparameters.precision) == ("cpu", "FP32")
     assert (planned.run.tuning.type, planned.plan.total_steps) == ("Full", 3)

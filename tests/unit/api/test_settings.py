@@ -310,6 +310,12 @@ def test_held_out_records_of_both_kinds_are_taken_from_the_training_rows() -> No
             {},
             "spec.tuning.full.preset",
         ),
+        ({"tuning": {"type": "QLoRA"}}, {"quantization": "bitsandbytes"}, "spec.tuning.quantization"),
+        (
+            {"tuning": {"type": "QLoRA", "quantization": {"bits": 8}}, "hyperparameters": {"seed": 1}},
+            {"experts": 8},
+            "spec.tuning.quantization.bits",
+        ),
         (
             {"tuning": {"type": "PrefixTuning"}, "model": {"task": "SequenceClassification"}},
             {"encoder": True},
@@ -323,7 +329,8 @@ def test_what_the_model_does_not_have_is_refused_by_the_field(
     with pytest.raises(FinetuneError, match=r"remove it|choose") as caught:
         values.plan(values.spec(**changes), model=values.small_model(**model))
     assert (caught.value.failure_class, caught.value.field) == ("InvalidSpec", field)
-    values.plan(values.spec(**changes), model=values.small_model(experts=8))
+    other = {} if model.get("experts") else {"experts": 8}
+    values.plan(values.spec(**changes), model=values.small_model(**other))
 
 
 def test_kernels_of_the_gpu_and_pure_16_bit_weights_are_refused_on_a_cpu_pool() -> None:

@@ -95,6 +95,14 @@ def small_model(**changes: Any) -> ModelFacts:
     )
 
 
+def mixture(job: FineTuneJobSpec) -> dict[str, Any]:
+    """What a model must have so that the job fits it: experts, where the job sets something about them."""
+    given = job.to_json()
+    tuning, hp = given.get("tuning", {}), given.get("hyperparameters", {})
+    asks = "preset" in tuning.get("full", {}) or tuning.get("lora", {}).get("experts") or "routerLossWeight" in hp
+    return {"experts": 8} if asks else {}
+
+
 def data_facts(rows: int = 1000, **changes: Any) -> DataFacts:
     """What preflight says of a question/answer dataset whose longest record has 200 tokens."""
     values: dict[str, Any] = {
@@ -111,7 +119,9 @@ def data_facts(rows: int = 1000, **changes: Any) -> DataFacts:
 
 def preflight(job: FineTuneJobSpec, model: ModelFacts | None = None, data: DataFacts | None = None) -> Preflight:
     """A preflight that found nothing in the way; further models have a digest and a gibibyte of weights each."""
-    further = [item.field for item in further_inputs(job, build_references(job)) if item.kind != InputKind.DATA]
+    further = [
+        item.field for item in further_inputs(job, build_references(job, local=True)) if item.kind != InputKind.DATA
+    ]
     return Preflight(
         ok=True,
         spec_digest=spec_digest(job),

@@ -95,6 +95,14 @@ def test_a_run_too_short_to_be_asked_still_shows_its_steps() -> None:
     assert (last.attempt, last.summary, last.stage) == (1, "100% 20/20", "Done")
 
 
+def test_an_evaluation_takes_no_steps_and_is_whole_at_its_end() -> None:
+    shown_before = shown(stage=Stage.EVALUATING, step=0, total_steps=0)
+    assert (shown_before.summary, shown_before.percent) == ("Evaluating", 0)
+    last = text.ended(TerminationMessage(outcome="Succeeded", artifact="report"), 2, 0, shown_before, NOW)
+    assert last is not None
+    assert (last.summary, last.percent, last.stage) == ("Done", 100, "Done")
+
+
 def test_a_failure_keeps_stage_and_step_and_drops_the_eta() -> None:
     for message in (None, TerminationMessage(outcome="Hang")):
         last = text.ended(message, 2, 1000, shown(), NOW)

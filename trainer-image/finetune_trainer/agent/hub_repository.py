@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import disable_progress_bars
@@ -54,7 +55,7 @@ def publish_to_hub(publish: RunPublish, folder: Path, reach: Reach) -> str:
             failure_class="InvalidSpec",
             field=f"{_FIELD}.uri",
         ) from None
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:
         raise _typed(error, publish.target.uri, endpoint) from None
     return f"{endpoint}/{name}"
 

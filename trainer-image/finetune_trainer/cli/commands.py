@@ -118,13 +118,14 @@ def _planned(local: LocalJob, preflight: Preflight, console: Console) -> tuple[P
 def _conclude(code: int, agent: AgentProcess, planned: Planned, place: Place, file: Path, console: Console) -> int:
     message = agent.last_words()
     if code == 0:
-        show.show_result(console, planned.run.output.target.uri, message)
+        show.show_result(console, planned.run, message)
         return 0
     outcome = message.outcome
     if outcome == "Stopped":
         console.print(f"{message.message} Run the same command again to go on.", markup=False, soft_wrap=True)
         return code
     show.show_failure(console, outcome, message.message, message.field, file)
+    show.show_places(console, planned.run, message)
     console.print(f"  log: {place.log}", highlight=False, soft_wrap=True)
     # A negative code is the signal that killed the agent.
     return code if code > 0 else _exit_code("Internal")

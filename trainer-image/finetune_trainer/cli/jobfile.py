@@ -1,13 +1,19 @@
-"""A FineTuneJob file: read, checked as the API server checks it, with the line of each fault."""
+"""A FineTuneJob file: read, checked as the API server checks it, with the line of each fault.
+
+Beside what a cluster takes, `file://./NAME` and `file://../NAME` name places relative to the folder of the job's file,
+so that a job and its data can move together. Everything after this module sees absolute paths only.
+"""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +26,7 @@ from finetune_trainer.cli import cel
 from finetune_trainer.cli.lines import Lines
 
 KIND = "FineTuneJob"
+_RELATIVE = ("file://./", "file://../")
 _TOP = ("apiVersion", "kind", "metadata", "spec", "status")
 _WORDS = {
     "missing": "is missing; add it",
@@ -70,7 +77,7 @@ def read_job_file(path: Path) -> JobFile:
     faults += _top_faults(value, lines)
     spec = None
     try:
-        spec = FineTuneJobSpec.from_json(value.get("spec"))
+        spec = FineTuneJobSpec.from_json(_absolute(value.get("spec"), path.absolute().parent))
     except ValidationError as error:
         faults += _spec_faults(error, lines)
     if spec is not None:
@@ -80,6 +87,20 @@ def read_job_file(path: Path) -> JobFile:
     metadata = value["metadata"]
     others = tuple(str(other.get("kind")) for other, _ in documents if isinstance(other, dict) and other is not value)
     return JobFile(path, str(metadata["name"]), str(metadata.get("namespace") or "default"), spec, others)
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """value with each `uri: file://./…` and `file://../…` below it as a path below folder."""
+    if isinstance(value, list):
+        return [_absolute(item, folder) for item in value]
+    if not isinstance(value, dict):
+        return value
+    found = {name: _absolute(item, folder) for name, item in value.items()}
+    uri = found.get("uri")
+    if isinstance(uri, str) and uri.startswith(_RELATIVE):
+        path = os.path.normpath(folder / unquote(uri.removeprefix("file://")))
+        found["uri"] = Path(path).as_uri()
+    return found
 
 
 def line_of(path: Path, field: str) -> int | None:

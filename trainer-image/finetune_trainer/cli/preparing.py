@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.base import Document
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec, Resources, Storage
+from finetune_api.job import Credentials, FineTuneJobSpec, Resources, Storage
 from finetune_api.planner import (
     Planned,
     References,
@@ -86,13 +87,16 @@ def check_offline(local: LocalJob, environment: Mapping[str, str], scratch: Path
 
     scratch: an empty folder that stands for an output elsewhere.
     """
-    references = local.references
-    inputs = [references.model, *references.sources, *([references.validation] if references.validation else [])]
+    file = _preflight_file(local)
+    inputs = [file.model, *file.sources, *([file.validation] if file.validation else [])]
+    inputs += [item.reference for item in file.further]
     remote = [reference.uri for reference in inputs if not _is_here(reference)]
     skipped = [f"{uri} was not looked at" for uri in remote]
-    file = _preflight_file(local)
-    if not _is_here(references.output):
-        skipped.append(f"{references.output.uri} was not tried: keys, bucket and owner may be wrong")
+    if file.publish is not None:
+        skipped.append(f"{file.publish.target.uri} was not asked whether it takes the artifact")
+        file = file.model_copy(update={"publish": None})
+    if not _is_here(file.output):
+        skipped.append(f"{file.output.uri} was not tried: keys, bucket and owner may be wrong")
         here = Reference(uri=scratch.absolute().as_uri(), access=StorageAccess())
         file = file.model_copy(update={"output": here})
     if remote:
@@ -126,11 +130,13 @@ def _without_foreign_pool(spec: FineTuneJobSpec) -> tuple[FineTuneJobSpec, list[
     )
 
 
-def _names_credentials(spec: FineTuneJobSpec) -> bool:
-    held_out = spec.dataset.validation.source if spec.dataset.validation else None
-    given = [spec.credentials, spec.model.credentials, spec.output.credentials]
-    given += [source.credentials for source in (*spec.dataset.sources, *([held_out] if held_out else []))]
-    return any(credentials is not None for credentials in given)
+def _names_credentials(part: Document) -> bool:
+    """Whether this part of the spec or one below it names credentials."""
+    values = [getattr(part, name) for name in type(part).model_fields]
+    below = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return any(
+        isinstance(item, Credentials) or (isinstance(item, Document) and _names_credentials(item)) for item in below
+    )
 
 
 def _storage_of(environment: Mapping[str, str]) -> Storage:

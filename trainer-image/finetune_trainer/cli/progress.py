@@ -114,5 +114,6 @@ class LineDisplay:
         if document.stage == self._stage and not moved:
             return
         self._stage, self._step, self._last = document.stage, document.step, now
-        line = f"{document.stage.value} {document.step}/{document.total_steps}  {describe(document)}".rstrip()
+        steps = f" {document.step}/{document.total_steps}" if document.total_steps else ""  # an evaluation has none
+        line = f"{document.stage.value}{steps}  {describe(document)}".rstrip()
         self._console.print(line, highlight=False, soft_wrap=True)

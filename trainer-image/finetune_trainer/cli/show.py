@@ -12,13 +12,18 @@ from rich.table import Table
 
 from finetune_api.documents import TerminationMessage
 from finetune_api.failures import TABLE
+from finetune_api.job import ObjectiveType, Task
 from finetune_api.planner import Planned
+from finetune_api.runfile import RunFile
 from finetune_api.status import Finding, Preflight
 from finetune_trainer.cli.jobfile import line_of
 from finetune_trainer.cli.preparing import LocalJob
 
 _INFO = "Info"
 _MIB = 2**20
+REPORT = "report"
+"""What the agent calls the artifact of a run that made no model."""
+_LIKELIHOODS = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.MASKED_LM)
 
 
 def show_notes(console: Console, local: LocalJob) -> None:
@@ -31,11 +36,11 @@ def show_preflight(console: Console, preflight: Preflight, file: Path) -> None:
     """What preflight found about model and data, and its findings with their lines in the job's file."""
     model, data = preflight.model, preflight.data
     if model is not None:
-        console.print(
-            f"Model: {escape(model.model_type)}, {model.parameters / 1e6:,.1f} M parameters, "
-            f"{model.weight_bytes / _MIB:,.1f} MiB of weights",
-            soft_wrap=True,
-        )
+        weights = f"{model.weight_bytes / _MIB:,.1f} MiB of weights" if model.weight_bytes else "made from its config"
+        facts = [f"{model.parameters / 1e6:,.1f} M parameters", weights]
+        facts += [f"{model.experts} experts"] if model.experts else []
+        facts += [f"quantised by {model.quantization}"] if model.quantization else []
+        console.print(f"Model: {escape(model.model_type)}, {escape(', '.join(facts))}", soft_wrap=True)
     if data is not None:
         bad = f", {data.bad_rows} that cannot be used" if data.bad_rows else ""
         console.print(
@@ -43,6 +48,8 @@ def show_preflight(console: Console, preflight: Preflight, file: Path) -> None:
             f"({escape(data.format_reason)})",
             soft_wrap=True,
         )
+    for place, size in preflight.further_weight_bytes.items():
+        console.print(f"{escape(place.removesuffix('.uri'))}: {size / _MIB:,.1f} MiB of weights", soft_wrap=True)
     for finding in preflight.findings:
         show_finding(console, finding, file)
     hidden = preflight.findings_total - len(preflight.findings)
@@ -72,7 +79,7 @@ def show_failure(console: Console, name: str, message: str, field: str | None, f
 def show_plan(console: Console, planned: Planned) -> None:
     """The plan as a table: each setting, its value and why."""
     plan, run = planned.plan, planned.run
-    table = Table(title=f"Plan: {run.tuning.type.value} of {run.model.source.uri}", title_justify="left")
+    table = Table(title=escape(f"Plan: {_method(run)} {run.model.source.uri}"), title_justify="left")
     for name in ("setting", "value", "why"):
         table.add_column(name, overflow="fold")
     processes = f"{plan.gpus_per_node} process{'es' if plan.gpus_per_node > 1 else ''}"
@@ -90,26 +97,54 @@ def show_plan(console: Console, planned: Planned) -> None:
     console.print(table)
 
 
-def show_result(console: Console, output: str, message: TerminationMessage) -> None:
-    """Where the artifact is, and the evaluation before and after."""
+def _method(run: RunFile) -> str:
+    """What is done, in words that end before the model's URI."""
+    kind = run.objective.type
+    if kind is ObjectiveType.EVALUATION:
+        return "Evaluation of"
+    by = "" if kind is ObjectiveType.SUPERVISED else f"{kind.value} by "
+    return f"{by}{run.tuning.type.value} of"
+
+
+def show_result(console: Console, run: RunFile, message: TerminationMessage) -> None:
+    """The loss before and after (of an evaluation, the one that there is), and where the artifact is."""
     console.print(
         f"[bold green]Succeeded[/bold green]: {escape(message.message or 'the artifact is published')}", soft_wrap=True
     )
     before, after = message.base_eval_loss, message.eval_loss
-    if before is not None and after is not None:
-        table = Table(title="Evaluation on held-out records", title_justify="left")
-        for name in ("", "before", "after", "change"):
-            table.add_column(name)
-        table.add_row("loss", f"{before:.4f}", f"{after:.4f}", _change(before, after))
-        table.add_row(
-            "perplexity",
-            *(f"{_perplexity(loss):.2f}" for loss in (before, after)),
-            _change(_perplexity(before), _perplexity(after)),
-        )
-        console.print(table)
+    evaluates = run.objective.type is ObjectiveType.EVALUATION
+    if evaluates and (found := after if after is not None else before) is not None:
+        console.print(f"Loss: {found:.4f}", highlight=False)
+    elif before is not None and after is not None:
+        console.print(_comparison(before, after, likelihood=run.model.task in _LIKELIHOODS and _predicts_text(run)))
+    show_places(console, run, message)
+
+
+def show_places(console: Console, run: RunFile, message: TerminationMessage) -> None:
+    """Where the artifact and the report are; nothing where the run left none."""
+    if message.artifact is None:
+        return
+    output = run.output.target.uri
     place = unquote(output.removeprefix("file://")) if output.startswith("file://") else output
-    for name, what in (("Artifact", message.artifact), ("Report", "report.md")):
-        console.print(f"{name + ':':<9} {place}/{what}", markup=False, highlight=False, soft_wrap=True)
+    if message.artifact != REPORT:
+        console.print(f"Artifact: {place}/{message.artifact}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report:   {place}/report.md", markup=False, highlight=False, soft_wrap=True)
+
+
+def _comparison(before: float, after: float, *, likelihood: bool) -> Table:
+    table = Table(title="Evaluation on held-out records", title_justify="left")
+    for name in ("", "before", "after", "change"):
+        table.add_column(name)
+    table.add_row("loss", f"{before:.4f}", f"{after:.4f}", _change(before, after))
+    if likelihood:
+        perplexities = (_perplexity(before), _perplexity(after))
+        table.add_row("perplexity", *(f"{value:.2f}" for value in perplexities), _change(*perplexities))
+    return table
+
+
+def _predicts_text(run: RunFile) -> bool:
+    """Whether the loss is that of the next or of a hidden token, so that its exponential says something."""
+    return run.objective.type in (ObjectiveType.SUPERVISED, ObjectiveType.PRETRAIN)
 
 
 def _perplexity(loss: float) -> float:

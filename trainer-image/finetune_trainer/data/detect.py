@@ -130,9 +130,7 @@ def _is_share_gpt(messages: Any) -> bool:
     return isinstance(first, dict) and "from" in first
 
 
-def _ends_well(
-    format: DataFormat, needed: Mapping[str, str], template: Template, objective: ObjectiveType
-) -> bool:
+def _ends_well(format: DataFormat, needed: Mapping[str, str], template: Template, objective: ObjectiveType) -> bool:
     """Whether a template goes with a format that the columns alone would allow."""
     if format in (DataFormat.PREFERENCE, DataFormat.LABELS):
         return True

@@ -16,7 +16,7 @@ from finetune_trainer.data.chat import ChatError, ChatFormat, Span
 from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.kinds import EncodedExample, Item
 from finetune_trainer.data.records import BadRecord
-from finetune_trainer.data.tokenizer import TextTokenizer
+from finetune_trainer.data.tokenizer import PlacedTokens, TextTokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label of a token outside the loss, as torch's cross entropy has it."""
 OPEN, CLOSE = "⟦", "⟧"
-Tokens = tuple[list[int], list[Span]]
-"""Token ids of a text and the range of characters that each stands for."""
 _ANSWERS = ("assistant", "completion")
 _CONTINUED_TOKENS = 32
 
@@ -96,7 +94,7 @@ class Encoder:
         """`encode` of each example; several at once are faster."""
         prepared = [self._prepared(example) for example in examples]
         texts = [found[0].text for found in prepared if not isinstance(found, BadRecord)]
-        encoded = iter(self.tokenizer.encode_many(texts))
+        encoded = iter(self.tokenizer.place_many(texts))
         return [
             found if isinstance(found, BadRecord) else self._encoded(example, *found, next(encoded))
             for example, found in zip(examples, prepared, strict=True)
@@ -152,7 +150,7 @@ class Encoder:
         return turns, cut
 
     def _encoded(
-        self, example: Example, rendered: Rendered, turns: Sequence[Turn], cut: int, encoded: Tokens
+        self, example: Example, rendered: Rendered, turns: Sequence[Turn], cut: int, encoded: PlacedTokens
     ) -> Encoding | BadRecord | None:
         ids, labels, prompt = self.tokens(rendered, encoded)
         length, whole = len(ids) + cut, len(turns)
@@ -202,11 +200,15 @@ class Encoder:
             spans = ((0, len(text)),)
         return Rendered(text, spans, ends, prompt_end, completion)
 
-    def tokens(self, rendered: Rendered, encoded: Tokens | None = None) -> tuple[list[int], list[int], int]:
-        """(ids, labels, tokens before the last completion), whole: nothing is cut. encoded: the text's, where known."""
-        ids, offsets = encoded or self.tokenizer.encode(rendered.text)
-        labels = _labels(ids, offsets, rendered.spans)
-        prompt = next((k for k, (_, end) in enumerate(offsets) if end > rendered.prompt_end), len(ids))
+    def tokens(self, rendered: Rendered, placed: PlacedTokens | None = None) -> tuple[list[int], list[int], int]:
+        """(ids, labels, tokens before the last completion), whole: nothing is cut. placed: the text's, where known."""
+        placed = placed or self.tokenizer.place_many([rendered.text])[0]
+        ids, labels = placed.ids, [IGNORED] * len(placed.ids)
+        for start, end in rendered.spans:
+            if start < end:
+                first, last = placed.reaching(start), placed.beginning(end)
+                labels[first:last] = ids[first:last]
+        prompt = placed.reaching(rendered.prompt_end)
         if not rendered.ends and ids[-1:] != [self.tokenizer.eos_id]:
             ids, labels = [*ids, self.tokenizer.eos_id], [*labels, self.tokenizer.eos_id]
         change = self.tokenizer.with_bos(ids)
@@ -245,17 +247,6 @@ def as_array(ids: Sequence[int]) -> NDArray[np.int32]:
     import numpy as np  # the light image counts tokens without it
 
     return np.array(ids, np.int32)
-
-
-def _labels(ids: list[int], offsets: list[Span], spans: Sequence[Span]) -> list[int]:
-    labels = []
-    remaining = list(spans)
-    for token, (start, end) in zip(ids, offsets, strict=True):
-        while remaining and remaining[0][1] <= start:
-            remaining.pop(0)
-        inside = bool(remaining) and end > remaining[0][0] and start < remaining[0][1]
-        labels.append(token if inside else IGNORED)
-    return labels
 
 
 def _learns(labels: list[int]) -> bool:

@@ -49,7 +49,8 @@ class DataStats:
     """What became of the data. Tokens are those that are trained on, after the cut.
 
     cut: records that were shortened; cut_tokens: tokens that this cost; left_out: records of which nothing to learn
-    was left; bad_records: records that could not be used, the first of them in bad_rows.
+    was left; bad_records: records that could not be used, the first of them in bad_rows; packing: how records share a
+    sequence and why so, or why not, where it was asked for.
     """
 
     format: str = ""
@@ -67,6 +68,7 @@ class DataStats:
     bad_records: int = 0
     bad_rows: list[str] = field(default_factory=list)
     records_by_source: dict[str, int] = field(default_factory=dict)
+    packing: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """For the report: camelCase names."""

@@ -53,7 +53,8 @@ def check_labels(file: PreflightFile, seen: LabelsSeen | None, heads: Mapping[st
         return
     known = heads.get("model.adapter.uri") or heads.get("model.uri") or ()
     if file.objective is ObjectiveType.EVALUATION:
-        _check_known(seen, known)
+        if known:  # without a head, or where the model cannot be read, the check of the model tells so
+            _check_known(seen, known)
         return
     if not seen.tags and len(seen.training) == 1:
         only = next(iter(seen.training))

@@ -103,9 +103,15 @@ class Measure:
         if self._task is Task.SEQ2SEQ and len(example.turns) == 2:
             source, target = example.turns
             return [(source.text, lambda ids: frame), (target.text, self._target)]
-        # A masked model's text may get a classifier token too that its post-processor does not know of.
-        least = 2 if self._task is Task.MASKED_LM else 1
-        return [("\n".join(turn.text for turn in example.turns), lambda ids: max(frame, least))]
+        text = "\n".join(turn.text for turn in example.turns)
+        if self._task is Task.MASKED_LM:
+            return [(text, lambda ids: frame or self._bare_frame())]
+        return [(text, lambda ids: 1)]
+
+    def _bare_frame(self) -> int:
+        """Classifier and end tokens of a tokenizer that puts nothing round a text by itself."""
+        first = self._tokenizer.variables.get("cls_token")
+        return 1 + (first is not None and self._tokenizer.backend.token_to_id(first) is not None)
 
     def _target(self, ids: list[int]) -> int:
         own = 0

@@ -21,7 +21,6 @@ from finetune_trainer.data.readers import Row, read_file
 from finetune_trainer.data.records import BadRecord, BadRows
 from finetune_trainer.data.split import rank_of
 from finetune_trainer.data.tokenizer import TextTokenizer
-from finetune_trainer.data.windows import joined_lines
 from finetune_trainer.preflight.benchmarks import check_benchmark
 from finetune_trainer.preflight.document import finding, remark
 from finetune_trainer.preflight.labels import LabelsSeen, labelled
@@ -188,10 +187,7 @@ class _DataCheck:
 
     def _examples(self, source: Source, reader: ExampleReader, bad: BadRows) -> Iterator[Example]:
         """The usable examples of a source, noted; the others go to bad."""
-        rows = _rows(source, self._reach)
-        if self._file.objective is ObjectiveType.PRETRAIN and source.role is not Role.RETENTION:
-            rows = joined_lines(rows)
-        for item in reader.read(rows):
+        for item in reader.read(_rows(source, self._reach)):
             if isinstance(item, BadRecord):
                 bad.add(item)
                 continue
@@ -208,10 +204,21 @@ class _DataCheck:
     def conclude(self, tallies: list[_Tally], outcome: Outcome) -> None:
         """Findings about the training records together."""
         rows, left_out = sum(len(tally.sizes) for tally in tallies), sum(tally.left_out for tally in tallies)
-        for error in (self._nothing_left(rows, left_out), self._no_split(rows)):
+        bad, cut = sum(tally.bad.total for tally in tallies), sum(tally.cut for tally in tallies)
+        for error in (self._nothing_left(rows, left_out), self._too_much_cut(rows, cut), self._no_split(rows)):
             if error is not None:
                 outcome.findings.append(finding(error))
-        self._remark(sum(tally.bad.total for tally in tallies), sum(tally.cut for tally in tallies), outcome)
+        self._remark(bad, cut, outcome)
+
+    def _too_much_cut(self, rows: int, cut: int) -> FinetuneError | None:
+        if cut <= self._file.max_cut_share * rows:
+            return None
+        return FinetuneError(
+            f"{cut} of {rows} records are longer than they may be; dataset.maxCutShare allows "
+            f"{self._file.max_cut_share:.3g} of them. Raise {_LENGTH} or dataset.maxCutShare, or shorten the records.",
+            failure_class="DataInvalid",
+            field="spec.dataset.maxCutShare",
+        )
 
     def _nothing_left(self, rows: int, left_out: int) -> FinetuneError | None:
         if left_out <= MAX_SHARE_WITHOUT_LOSS * rows:
@@ -225,10 +232,11 @@ class _DataCheck:
 
     def _no_split(self, rows: int) -> FinetuneError | None:
         file = self._file
-        if file.objective in (ObjectiveType.EVALUATION, ObjectiveType.PRETRAIN) or rows == 0:
+        fresh = file.objective is ObjectiveType.PRETRAIN
+        if file.objective is ObjectiveType.EVALUATION or file.random_windows or rows == 0:
             return None
         asked = file.validation_fraction is not None
-        planned = file.validation is None and (asked or rows >= SMALLEST_SPLIT_ROWS)
+        planned = file.validation is None and (asked or fresh or rows >= SMALLEST_SPLIT_ROWS)
         parts = 1 + planned + (file.test_fraction is not None)
         found = len(self._different)
         if found >= parts:
@@ -236,7 +244,8 @@ class _DataCheck:
         field = "dataset.validation" if asked else "dataset.test" if file.test_fraction else "dataset.sources[0].uri"
         return FinetuneError(
             f"Holding records out needs at least {parts} different ones, and the {rows} training records hold {found}. "
-            f"Add records{'' if field.endswith('uri') else f', or remove {field}'}.",
+            f"Add records{'' if field.endswith('uri') else f', or remove {field}'}"
+            f"{', or set objective.pretrain.randomWindows: true to hold out the end of the text' if fresh else ''}.",
             failure_class="DataInvalid",
             field=f"spec.{field}",
         )

@@ -89,6 +89,7 @@ _UNBOUNDED = frozenset({"mt5", "switch_transformers", "t5"})
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_MAX_NAME = 80
 _EXPERTS = ("num_local_experts", "num_experts")
 
 
@@ -179,13 +180,13 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     method = given.get("quant_method")
     if method is None and (given.get("load_in_4bit") or given.get("load_in_8bit")):
         return "bitsandbytes"
-    return str(method or "an unknown method")[:40]
+    return str(method or "an unknown method")[:_MAX_NAME]
 
 
 def architecture_of(config: Mapping[str, Any]) -> str | None:
-    """The first class name of config's architectures."""
+    """The first class name of config's architectures, cut to a length that no class of the library has."""
     names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+    return names[0][:_MAX_NAME] if isinstance(names, list) and names and isinstance(names[0], str) else None
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import Reference
@@ -45,7 +46,7 @@ def open_source(reference: Reference, *, purpose: Purpose, field: str, reach: Re
             return FolderPlace(uri, root / uri.path, root, purpose, field, reach)
         case "file":
             refuse_file(uri, field, reach)
-            return FolderPlace(uri, Path(uri.path), None, purpose, field, reach)
+            return FolderPlace(uri, local_path(uri), None, purpose, field, reach)
 
 
 def open_output(reference: Reference, *, field: str, reach: Reach) -> tuple[ObjectStore, str]:
@@ -68,10 +69,16 @@ def open_output(reference: Reference, *, field: str, reach: Reach) -> tuple[Obje
                 )
             return LocalStore(root), uri.path.rstrip("/")
         case "file":
-            return LocalStore(Path(uri.path).parent), Path(uri.path).name
+            path = local_path(uri)
+            return LocalStore(path.parent), path.name
     raise FinetuneError(
         f"{field} is {uri}; outputs are s3:// or pvc://.", failure_class="InvalidSpec", field=f"spec.{field}"
     )
+
+
+def local_path(uri: Uri) -> Path:
+    """The path that a file:// URI names; `%20` in it is a blank."""
+    return Path(unquote(uri.path))
 
 
 def refuse_file(uri: Uri, field: str, reach: Reach) -> None:

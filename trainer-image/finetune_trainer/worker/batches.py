@@ -92,21 +92,28 @@ class StepBatches(Sampler[list[int]]):
         seed: int | None,
         repeats: int = 1,
         labels: Sequence[int] | None = None,
+        redrawn: Redrawn | None = None,
     ) -> None:
         """seed None: the records' own order (evaluation). repeats: how many steps in a row see the same records.
 
-        labels: the class of each record, to balance them.
+        labels: the class of each record, to balance them. redrawn: the records, where an epoch draws them anew.
         """
         self.lengths = lengths
         self.labels = labels
         self.split = split
         self.seed = seed
         self.repeats = repeats
+        self.redrawn = redrawn
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Choose the order of this epoch, and draw the items that are drawn anew.
+
+        The library calls it here, not on the loader, where it resumes in the middle of an epoch.
+        """
         self.epoch = epoch
+        if self.redrawn is not None:
+            self.redrawn.set_epoch(epoch)
 
     def __len__(self) -> int:
         if self.repeats == 1:
@@ -185,18 +192,16 @@ class EpochLoader(DataLoader[Any]):
         """length: tokens of an item. collate: items as a batch; it is given no items where a rank has none left."""
         lengths = _column(items, "lengths") or [length(item) for item in items]
         labels = _labels(items) if split.balance_labels and seed is not None else None
-        batches = StepBatches(lengths, split, seed=seed, repeats=repeats, labels=labels)
+        redrawn = items if isinstance(items, Redrawn) else None
+        batches = StepBatches(lengths, split, seed=seed, repeats=repeats, labels=labels, redrawn=redrawn)
         super().__init__(
             Records(items), batch_sampler=batches, collate_fn=collate, pin_memory=pin, generator=torch.Generator()
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch, and draw its items where they are drawn."""
+        """Choose the order of this epoch."""
         assert isinstance(self.batch_sampler, StepBatches)
         self.batch_sampler.set_epoch(epoch)
-        assert isinstance(self.dataset, Records)
-        if isinstance(self.dataset.examples, Redrawn):
-            self.dataset.examples.set_epoch(epoch)
 
 
 def _column(items: Sequence[Any], name: str) -> list[int] | None:

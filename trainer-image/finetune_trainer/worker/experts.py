@@ -83,8 +83,8 @@ def dequantise_experts(model: nn.Module, dtype: torch.dtype) -> None:
     for module, name, _ in list(fused_parameters(model)):
         if expert_state(module, name) is not None:
             value = getattr(module, name).detach().to(dtype)
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-            module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
 
 
 def mark_leaf_modules(model: nn.Module) -> None:
@@ -97,6 +97,13 @@ def mark_leaf_modules(model: nn.Module) -> None:
 
     for _, block in sparse_blocks(model):
         set_z3_leaf_module(block, True)
+        _own_input(block)
+
+
+def _own_input(block: nn.Module) -> None:
+    """Switch's router changes its input in place, which autograd forbids on the views that ZeRO-3 hands out."""
+    compute = block.forward
+    block.forward = lambda hidden_states: compute(hidden_states.clone())  # type: ignore[method-assign]
 
 
 def has_experts(config: Any) -> bool:

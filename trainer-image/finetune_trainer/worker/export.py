@@ -22,6 +22,7 @@ from finetune_trainer.worker.card import base_name
 from finetune_trainer.worker.loading import weight_type
 from finetune_trainer.worker.quantization import dequantise
 from finetune_trainer.worker.tokenizers import changed_folder
+from finetune_trainer.worker.vocabulary import learns_tokenizer
 from finetune_trainer.worker.tuning.prompts import loose_weights
 
 # What makes up a tokenizer and a model's way of generating; copied as they are, so that users get what was trained with.
@@ -85,7 +86,7 @@ def export_adapter(
     write_whole(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if run.model.task in LABELLED:
         model.get_base_model().config.save_pretrained(folder)
-    copy_companions(work, folder)
+    copy_companions(run, work, folder)
 
 
 def export_model(model: Any, state: dict[str, Tensor] | None, folder: Path, run: RunFile, work: WorkDir) -> None:
@@ -103,7 +104,7 @@ def export_model(model: Any, state: dict[str, Tensor] | None, folder: Path, run:
     model.config.use_cache = getattr(config, "use_cache", True)
     model.config.dtype = dtype
     model.save_pretrained(str(folder), state_dict=state, max_shard_size=_shard_bytes(run))
-    copy_companions(work, folder)
+    copy_companions(run, work, folder)
 
 
 def export_merged(adapter: Path, folder: Path, run: RunFile, work: WorkDir, load: Callable[[torch.dtype], Any]) -> None:
@@ -128,7 +129,7 @@ def export_merged(adapter: Path, folder: Path, run: RunFile, work: WorkDir, load
     merged = adapted.merge_and_unload()
     merged.config.use_cache = use_cache
     merged.save_pretrained(str(folder), max_shard_size=_shard_bytes(run))
-    copy_companions(work, folder)
+    copy_companions(run, work, folder)
 
 
 def _put_back(model: PeftModel, state: dict[str, Tensor]) -> None:
@@ -143,11 +144,11 @@ def _shard_bytes(run: RunFile) -> int:
     return int(run.output.max_shard_size_gib * 2**30)
 
 
-def copy_companions(work: WorkDir, folder: Path) -> None:
+def copy_companions(run: RunFile, work: WorkDir, folder: Path) -> None:
     """Copy the run's tokenizer, and chat template and generation settings of the base as they are.
 
-    A tokenizer that the run changed or learnt stands for the base's; one of another kind than the base's leaves the
-    base's generation settings out, whose token ids would be of no vocabulary.
+    A tokenizer that the run changed or learnt stands for the base's. With a learnt one the base's generation settings
+    are left out: their token ids are of another vocabulary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base, changed = work.inputs / "model", changed_folder(work)
@@ -155,5 +156,5 @@ def copy_companions(work: WorkDir, folder: Path) -> None:
     for name in _TOKENIZER:
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
-    if (base / _GENERATION).is_file():
+    if (base / _GENERATION).is_file() and not learns_tokenizer(run):
         shutil.copyfile(base / _GENERATION, folder / _GENERATION)

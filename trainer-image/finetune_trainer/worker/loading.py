@@ -121,8 +121,7 @@ def load_base(
 
 def _attention(run: RunFile, head: Head, config: Any) -> str:
     """The kernel that the run plans; eager, which computes the same, where the architecture (BLOOM) has no sdpa."""
-    known = getattr(head.auto, "_model_mapping", {})
-    model = known[type(config)] if type(config) in known else None
+    model = head.auto._model_mapping.get(type(config), None)
     if run.model.attention is Attention.SDPA and model is not None and not model._supports_sdpa:
         open_log().info("attention-eager", architecture=config.model_type)
         return ATTENTION[Attention.EAGER]

@@ -29,7 +29,6 @@ from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.padding import pad_arrays
 from finetune_trainer.worker.ranks import Ranks
 
-FIELD = "hyperparameters.packing"
 _SOFT_PROMPTS = (TuningType.PROMPT_TUNING, TuningType.P_TUNING, TuningType.PREFIX_TUNING)
 _VOCABULARY = 64
 _WINDOW = 4
@@ -49,15 +48,16 @@ class Proof:
     reason: str
 
 
-def arrange_packing(run: RunFile, data: Encoded, inputs: Path, ranks: Ranks) -> tuple[RunFile, Encoded]:
-    """Run and data with packed training records where packing is asked for and proven; the same on every rank.
+def arrange_packing(run: RunFile, data: Encoded, inputs: Path, ranks: Ranks) -> Encoded:
+    """data with packed training records where packing is asked for and proven; the same on every rank.
 
-    The run's settings say which way was chosen and why. inputs: WORK/inputs.
+    Its statistics say which way was chosen, or why none was. inputs: WORK/inputs.
     """
-    hp = run.hyperparameters
-    kind = method(run)
-    if not hp.packing or hp.total_steps == 0 or kind is ObjectiveType.PRETRAIN:  # Pretrain's blocks are full as they are
-        return run, data
+    hp, kind = run.hyperparameters, method(run)
+    if (
+        not hp.packing or hp.total_steps == 0 or kind is ObjectiveType.PRETRAIN
+    ):  # Pretrain's blocks are full as they are
+        return data
     if kind not in (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION) or run.model.task is not Task.CAUSAL_LM:
         proof = Proof(None, f"records of objective {run.objective.type} and task {run.model.task} are not packed")
     elif run.tuning.type in _SOFT_PROMPTS:
@@ -69,17 +69,17 @@ def arrange_packing(run: RunFile, data: Encoded, inputs: Path, ranks: Ranks) -> 
     return _arranged(run, data, proof)
 
 
-def _arranged(run: RunFile, data: Encoded, proof: Proof) -> tuple[RunFile, Encoded]:
-    hp = run.hyperparameters
+def _arranged(run: RunFile, data: Encoded, proof: Proof) -> Encoded:
     if proof.isolation is None:
-        value, reason = "off", f"{proof.reason}, so a step has single records"
-    else:
-        packed = Packed(data.train, data.train.lengths, hp.max_sequence_length, hp.seed)  # type: ignore[attr-defined]
-        value = proof.isolation.value
-        reason = f"{proof.reason}; {len(data.train)} records in {len(packed)} sequences, {packed.fill:.0%} full"
-        data = replace(data, train=packed, isolation=proof.isolation)
-    setting = {"field": FIELD, "value": value, "source": "trainer", "reason": reason}
-    return run.model_copy(update={"settings": [*run.settings, setting]}), data
+        said = f"off: {proof.reason}, so each sequence is one record"
+        return replace(data, stats=replace(data.stats, packing=said))
+    lengths = data.train.lengths  # type: ignore[attr-defined]  # a table's
+    packed = Packed(data.train, lengths, run.hyperparameters.max_sequence_length, run.hyperparameters.seed)
+    said = (
+        f"{proof.isolation}: {proof.reason}; {len(data.train)} records in {len(packed)} sequences, "
+        f"{packed.fill:.0%} of the longest on average"
+    )
+    return replace(data, train=packed, isolation=proof.isolation, stats=replace(data.stats, packing=said))
 
 
 def prove_isolation(folders: Sequence[Path], attention: str, dtype: torch.dtype, device: torch.device) -> Proof:
@@ -100,9 +100,7 @@ def prove_isolation(folders: Sequence[Path], attention: str, dtype: torch.dtype,
     return Proof(None, f"records of one sequence would see one another in {_names(copies)} ({'; '.join(leaks)})")
 
 
-def small_copy(
-    config: PretrainedConfig, attention: str, dtype: torch.dtype, device: torch.device
-) -> PreTrainedModel:
+def small_copy(config: PretrainedConfig, attention: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A model of the config's architecture with two layers (one of each kind, if more), a small vocabulary and random
     weights, in evaluation mode. Nothing of the global random state is used up."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -194,7 +192,9 @@ def _probe() -> tuple[list[int], list[int], list[int]]:
     """(a record, the record packed behind it, another record of the first one's length)."""
     drawn = np.random.default_rng(_SEED).integers(3, _VOCABULARY, 9 + 12 + 9).tolist()
     first, second, other = drawn[:9], drawn[9:21], drawn[21:]
-    other = [token if token != was else 3 + (token - 2) % (_VOCABULARY - 3) for token, was in zip(other, first, strict=True)]
+    other = [
+        token if token != was else 3 + (token - 2) % (_VOCABULARY - 3) for token, was in zip(other, first, strict=True)
+    ]
     return first, second, other
 
 
@@ -266,9 +266,10 @@ def _narrow(small: PretrainedConfig) -> None:
 
 
 def _build(config: PretrainedConfig, attention: str, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention, dtype=dtype, trust_remote_code=False
-    )
+    # As the model itself is loaded: eager where the architecture (BLOOM) has no sdpa.
+    if attention == "sdpa" and not AutoModelForCausalLM._model_mapping[type(config)]._supports_sdpa:
+        attention = "eager"
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype, trust_remote_code=False)
 
 
 def _names(copies: Sequence[PreTrainedModel]) -> str:

@@ -29,6 +29,7 @@ from finetune_trainer.worker.features import Features
 from finetune_trainer.worker.heartbeat import Heartbeat
 from finetune_trainer.worker.log import Log
 from finetune_trainer.worker.objectives import make_objective, objective_class
+from finetune_trainer.worker.packing import arrange_packing
 from finetune_trainer.worker.progress import Progress
 from finetune_trainer.worker.publish import publish
 from finetune_trainer.worker.ranks import Ranks
@@ -50,7 +51,8 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
         tokenizer = prepare_tokenizer(run, work)
-        data = load_dataset(run, work.inputs, tokenizer)
+        data = load_dataset(run, work.inputs, tokenizer, beat=heartbeat.beat)
+        data = arrange_packing(run, data, work.inputs, ranks)
         announce(run, data, ranks, log)
         engine = build_engine(run, supervision, data, tokenizer)
     log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
@@ -114,6 +116,8 @@ def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:
             log.warning("feature-off", field=field, reason=reason)
         for setting in run.settings:
             log.info("setting", **{str(key): value for key, value in setting.items() if key != "event"})
+        if data.stats.packing:
+            log.info("setting", field="hyperparameters.packing", value=data.stats.packing, source="trainer")
         log.info("sample", text=data.sample)
 
 

@@ -15,7 +15,9 @@ from finetune_api.metrics import TEXT_METRICS
 from finetune_api.runfile import RunFile
 from finetune_trainer.data import Encoded
 from finetune_trainer.worker.engine import reduce_sums
+from finetune_trainer.worker.evaluate.benchmarks import run_benchmarks
 from finetune_trainer.worker.evaluate.generation import Generator
+from finetune_trainer.worker.evaluate.retention import retention_metrics
 
 SHOWN_PROMPTS = 3
 """Answers that the report shows side by side, where no metric asks for more."""
@@ -75,9 +77,13 @@ class Measurer:
         answers, probes = self._texts(engine)
         if self._scores_text and answers:
             # Imported where it is needed: its libraries take seconds.
-            from finetune_trainer.worker.metrics import text_metrics
+            from finetune_trainer.worker.metrics import bleu, exact_match, rouge
 
-            metrics |= text_metrics(answers, [prompt.reference for prompt in self.prompts])
+            references = [prompt.reference for prompt in self.prompts]
+            metrics |= {"bleu": bleu(answers, references), **rouge(answers, references)}
+            metrics["exactMatch"] = exact_match(answers, references)
+        metrics |= retention_metrics(engine, self._run, self._tokenizer)
+        metrics |= run_benchmarks(engine, self._run, self._tokenizer)
         return Measurement(metrics, answers, probes, self._predictions(engine))
 
     def _metrics(self, engine: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.failures import FinetuneError
+from finetune_api.job import Task
 from finetune_api.metrics import check_metrics, offered_metrics
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.evaluate.measuring import evaluates_only
@@ -33,6 +34,13 @@ def check_evaluation(run: RunFile) -> None:
             "The best step is told by evaluations. Set dataset.validation and evaluation.everySteps.",
             failure_class="InvalidSpec",
             field="spec.hyperparameters.earlyStopping" if early else "spec.checkpoint.keepBest",
+        )
+    general = "evaluation.benchmarks" if wish.benchmarks else "evaluation.retention" if wish.retention else None
+    if general is not None and run.model.task is not Task.CAUSAL_LM:
+        raise FinetuneError(
+            f"{general} is measured of CausalLM models, not of {run.model.task} models. Remove it.",
+            failure_class="InvalidSpec",
+            field=f"spec.{general}",
         )
     if evaluates_only(run) and run.hyperparameters.zero_stage > 0:
         raise FinetuneError(

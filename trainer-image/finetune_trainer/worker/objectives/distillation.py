@@ -22,6 +22,7 @@ from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.objectives.causal import CausalSupervised
 from finetune_trainer.worker.objectives.classification import SequenceClassification
+from finetune_trainer.worker.packing import model_inputs
 from finetune_trainer.worker.teacher import load_teacher, teacher_classes
 
 # Numbers of one chunk of fp32 log probabilities: 64 MiB each.
@@ -120,12 +121,12 @@ class Distilled(Objective):
 
     def teacher_logits(self, batch: Batch) -> Tensor:
         """The teacher's logits for the batch, its classes in the order of the student's."""
-        return self.teacher(**_inputs(batch))["logits"]
+        return self.teacher(**model_inputs(batch))["logits"]
 
     def _divergence(self, asked: Asked, batch: Batch) -> Tensor:
         with torch.no_grad():
             theirs, _ = self.counted(self.teacher_logits(batch), batch)
-        ours, rows = self.counted(asked(**_inputs(batch))["logits"], batch)
+        ours, rows = self.counted(asked(**model_inputs(batch))["logits"], batch)
         return divergence_sum(ours, theirs, rows, self.settings.temperature)
 
     def _mixed(self, labels: Tensor, divergence: Tensor) -> Tensor:
@@ -161,7 +162,3 @@ class ClassifierDistillation(Distilled, SequenceClassification):
     def teacher_logits(self, batch: Batch) -> Tensor:
         """As in Distilled."""
         return super().teacher_logits(batch)[:, self.classes]
-
-
-def _inputs(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != "labels"}

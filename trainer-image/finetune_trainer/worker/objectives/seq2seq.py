@@ -17,6 +17,7 @@ from finetune_trainer.worker.heads import SEQ2SEQ_HEAD, Head
 from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.padding import pad_arrays
+from finetune_trainer.worker.router import router_inputs, router_loss
 
 
 class Seq2Seq(Objective):
@@ -58,18 +59,14 @@ class Seq2Seq(Objective):
         """Tokens of the targets."""
         return (batch["labels"] != IGNORED).sum()
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Of shape [batch, longest target, vocabulary], fp32; place k is about label k."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        return model(**inputs, decoder_input_ids=self.shift(batch["labels"]))["logits"].float()
-
     def loss_sum(self, model: nn.Module, batch: Batch) -> Loss:
-        """Summed cross entropies."""
-        return Loss(_loss_sum(self.logits(model, batch), batch["labels"]))
+        """Summed cross entropies; auxiliary: the router's balance of a mixture of experts."""
+        output = self._output(model, batch, **router_inputs(model, self.run))
+        return Loss(_loss_sum(output["logits"], batch["labels"]), router_loss(output, model, self.run))
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
         """loss and tokenAccuracy, both for each token of the targets."""
-        logits, labels = self.logits(model, batch), batch["labels"]
+        logits, labels = self._output(model, batch)["logits"], batch["labels"]
         tokens = self.units(batch).double()
         right = (logits.argmax(-1) == labels).sum().double()
         return {
@@ -77,6 +74,13 @@ class Seq2Seq(Objective):
             "tokenAccuracy": torch.stack([right, tokens]),
         }
 
+    def _output(self, model: nn.Module, batch: Batch, **options: bool) -> Any:
+        """Its logits are of shape [batch, longest target, vocabulary]; place k is about label k."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return model(**inputs, decoder_input_ids=self.shift(batch["labels"]), **options)
+
 
 def _loss_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

@@ -22,6 +22,7 @@ from finetune_api.job import LoraBias, LoraVariant, SoftPromptInit, Task, Tuning
 from finetune_api.runfile import RunFile, RunLora, RunSoftPrompt
 from finetune_trainer.worker.experts import fused_parameters, sparse_blocks
 from finetune_trainer.worker.heads import fresh_modules
+from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts
 from finetune_trainer.worker.tuning.names import linear_names
 from finetune_trainer.worker.tuning.prompts import keep_length, refuse_last_token_pooling, train_fresh
 
@@ -60,6 +61,7 @@ def attach_adapter(model: PreTrainedModel, run: RunFile, tokens: Sequence[int], 
             failure_class="InvalidSpec",
             field=f"spec.{FIELDS.get(kind, 'tuning.type')}",
         ) from error
+    adapt_quantised_experts(adapted)
     if config.is_prompt_learning:
         keep_length(adapted, run.model.task)
         train_fresh(adapted, fresh_modules(model))

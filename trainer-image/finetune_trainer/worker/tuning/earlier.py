@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
+from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts
 from finetune_trainer.worker.tuning.prompts import is_finished_only, loose_weights
 
 WEIGHTS = "adapter_model.safetensors"
@@ -70,6 +71,7 @@ def load_frozen(model: PreTrainedModel, folder: Path) -> PeftModel:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise _broken(f"The adapter does not fit the base model: {error}") from error
+    adapt_quantised_experts(adapted)
     if not adapted.active_peft_config.is_prompt_learning:
         _require_same(tensors, get_peft_model_state_dict(adapted, save_embedding_layers=False), stored)
     return adapted
