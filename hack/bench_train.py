@@ -1,7 +1,7 @@
 """Tokens per second and peak memory of our worker's engine beside TRL's SFTTrainer: same model, data, batch and seed.
 
 Both run the same number of optimizer steps in processes of their own, in turns; the first step is not timed. Prints
-the median of the pairs' ratios; asserts nothing.
+the median of the rounds' ratios; asserts nothing.
 """
 
 from __future__ import annotations
@@ -64,33 +64,40 @@ def conversations(words: int, count: int = ROWS) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Run the pairs and print the table."""
+    """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(prog="make bench-train")
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=sorted(SETTINGS))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         for name, setting in SETTINGS.items():
             if arguments.only in (None, name):
-                compare(setting, model_folder(setting.model, Path(folder)), Path(folder), arguments.pairs)
+                compare(setting, model_folder(setting.model, Path(folder)), Path(folder), arguments.rounds)
     return 0
 
 
-def compare(setting: Setting, model: Path, folder: Path, pairs: int) -> None:
-    """Print the ratios of one setting: unpacked beside unpacked, packed beside both of TRL's forms."""
-    for ours, theirs in (("ours", "trl"), ("ours-packed", "trl"), ("ours-packed", "trl-packed")):
-        found = [(measure(ours, setting, model, folder), measure(theirs, setting, model, folder)) for _ in range(pairs)]
-        speed = [a["tokens"] / a["seconds"] / (b["tokens"] / b["seconds"]) for a, b in found]
-        memory = [a["peakMiB"] / b["peakMiB"] for a, b in found]
-        rates = [
-            statistics.median(side["tokens"] / side["seconds"] for side in sides) for sides in zip(*found, strict=True)
-        ]
+KINDS = ("ours", "trl", "ours-packed", "trl-packed")
+BESIDE = (("ours", "trl"), ("ours-packed", "trl"), ("ours-packed", "trl-packed"))
+
+
+def compare(setting: Setting, model: Path, folder: Path, rounds: int) -> None:
+    """Print the ratios of one setting: in each round every kind runs once, and a ratio is taken within a round."""
+    found = [{kind: measure(kind, setting, model, folder) for kind in KINDS} for _ in range(rounds)]
+    for ours, theirs in BESIDE:
+        speed = [rate(one[ours]) / rate(one[theirs]) for one in found]
+        memory = [one[ours]["peakMiB"] / one[theirs]["peakMiB"] for one in found]
+        rates = [statistics.median(rate(one[kind]) for one in found) for kind in (ours, theirs)]
         print(
             f"{setting.name:<6}{ours:<12} beside {theirs:<11} tokens/s {rates[0]:8.0f} / {rates[1]:8.0f}  "
             f"ratio {statistics.median(speed):.3f} ({min(speed):.3f} to {max(speed):.3f})  "
             f"peak memory {statistics.median(memory):.3f}",
             flush=True,
         )
+
+
+def rate(run: dict[str, float]) -> float:
+    """Tokens per second, padding not counted."""
+    return run["tokens"] / run["seconds"]
 
 
 def measure(kind: str, setting: Setting, model: Path, folder: Path) -> dict[str, float]:

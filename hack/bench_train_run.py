@@ -30,8 +30,9 @@ def ours(setting: Setting, model: Path, work: Path, clock: Clock, *, packed: boo
     from finetune_trainer.agent.workdir import WorkDir
     from finetune_trainer.data import load_dataset
     from finetune_trainer.worker.heartbeat import Heartbeat
-    from finetune_trainer.worker.loading import load_tokenizer
+    from finetune_trainer.worker.packing import arrange_packing
     from finetune_trainer.worker.ranks import Ranks
+    from finetune_trainer.worker.tokenizers import prepare_tokenizer
     from finetune_trainer.worker.train import build_engine, supervise
     from tests.train.methods.case import merged
     from tests.train.worker.runs import run_document
@@ -57,8 +58,9 @@ def ours(setting: Setting, model: Path, work: Path, clock: Clock, *, packed: boo
     folder.state.mkdir(parents=True, exist_ok=True)
     ranks = Ranks.from_environment()
     supervision = supervise(run, folder, ranks, Heartbeat(folder.heartbeat(0)))
-    tokenizer = load_tokenizer(folder.inputs / "model")
-    engine = build_engine(run, supervision, load_dataset(run, folder.inputs, tokenizer), tokenizer)
+    tokenizer = prepare_tokenizer(run, folder)
+    data = arrange_packing(run, load_dataset(run, folder.inputs, tokenizer), folder.inputs, ranks)
+    engine = build_engine(run, supervision, data, tokenizer)
     engine.add_callback(_Steps(clock))
     step = engine.training_step
 

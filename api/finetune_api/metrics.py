@@ -36,7 +36,7 @@ _OBJECTIVES: dict[ObjectiveType, tuple[str, ...]] = {
     ObjectiveType.REWARD: ("loss", "accuracy", "rewardMargin"),
     ObjectiveType.DPO: ("loss", "rewardMargin", "rewardAccuracy"),
     ObjectiveType.ORPO: ("loss", "rewardMargin", "rewardAccuracy"),
-    ObjectiveType.KTO: ("loss", "rewardMargin"),
+    ObjectiveType.KTO: ("loss", "rewardMargin", "desirableReward", "undesirableReward"),
     ObjectiveType.PPO: ("loss", "reward"),
     ObjectiveType.GRPO: ("loss", "reward"),
 }

@@ -134,6 +134,12 @@ RULES: tuple[Rule, ...] = (
         tuning=_SOFT,
         task=(Task.MASKED_LM,),
     ),
+    Rule(
+        "tuning.type",
+        "a prefix of keys and values needs a decoder, which most classifiers are not; choose PTuning or LoRA",
+        tuning=(_T.PREFIX_TUNING,),
+        task=(Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION),
+    ),
     # quantisation
     Rule(
         "tuning.quantization",

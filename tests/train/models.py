@@ -71,6 +71,7 @@ def tiny_model(
     spread: float = 0.02,
     positions: int = 128,
     labels: tuple[str, ...] = (),
+    tags: tuple[str, ...] = (),
     dropout: float = 0.1,
     seed: int = 0,
 ) -> Path:
@@ -78,20 +79,20 @@ def tiny_model(
 
     vocabulary: size of the embeddings, at least 320 (the tokenizer has 320 tokens at most). spread: standard deviation of
     the random weights; 0.2 gives the frozen head enough range for an adapter to learn. labels: names of classes; with
-    them the model is saved with a head that classifies texts. dropout: of gpt2.
+    them the model is saved with a head that classifies texts, with tags with one that tags words. dropout: of gpt2.
     """
     import torch
 
-    made_of = (family, chat_template, dtype, width, layers, vocabulary, tied, spread, positions, *labels, dropout, seed)
+    made_of = (family, chat_template, dtype, width, layers, vocabulary, tied, spread, positions, *labels, *tags, dropout, seed)
     folder = _root() / "-".join(map(str, made_of))
     write_tokenizer(folder, chat_template=chat_template, mask=family in ENCODERS)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     config = _config(family, width, layers, vocabulary, tied, spread, positions, dropout)
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {name: number for number, name in enumerate(labels)}
-    model = _auto(family, classifies=bool(labels)).from_config(config)
+    if names := labels or tags:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    model = _auto(family, classifies=bool(labels), tags=bool(tags)).from_config(config)
     torch.random.set_rng_state(state)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     return folder
@@ -132,7 +133,9 @@ def write_tokenizer(folder: Path, *, chat_template: bool = False, mask: bool = F
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float, positions: int, dropout: float):
+def _config(
+    family: str, width: int, layers: int, vocabulary: int, tied: bool, spread: float, positions: int, dropout: float
+):
     """The family's config with the family's own names for width and depth."""
     from transformers import AutoConfig
 
@@ -198,13 +201,17 @@ def _config(family: str, width: int, layers: int, vocabulary: int, tied: bool, s
     return AutoConfig.for_model(family, **own[family], **shared)
 
 
-def _auto(family: str, *, classifies: bool):
+def _auto(family: str, *, classifies: bool, tags: bool):
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForMaskedLM,
         AutoModelForSeq2SeqLM,
         AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
     )
+
+    if tags:
+        return AutoModelForTokenClassification
 
     if classifies:
         return AutoModelForSequenceClassification

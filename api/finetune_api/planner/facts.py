@@ -11,16 +11,12 @@ from finetune_api.job import (
     MasterWeights,
     Precision,
     QuantizationType,
-    Task,
-    TuningType,
 )
 from finetune_api.planner.optimization import Optimization
 from finetune_api.planner.support import cell_of
 from finetune_api.planner.tuning import quantization_type
 from finetune_api.status import ModelFacts
 from finetune_api.validity import refusing
-
-_CLASSES = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION)
 
 
 def require_possible(
@@ -43,11 +39,6 @@ def _on_pool(spec: FineTuneJobSpec, chosen: Optimization, on_cpu: bool) -> Itera
 
 
 def _with_model(spec: FineTuneJobSpec, model: ModelFacts) -> Iterator[tuple[str, str]]:
-    if model.encoder and spec.task in _CLASSES and spec.tuning_type == TuningType.PREFIX_TUNING:
-        yield (
-            "tuning.type",
-            f"tuning.type: PrefixTuning needs a decoder, which {model.model_type} is not; choose PTuning or LoRA",
-        )
     quantization = quantization_type(spec)
     if model.quantization is not None and quantization is not None:
         name = "tuning.quantization"

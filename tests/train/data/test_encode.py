@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from finetune_api.job import LossOn, Truncation
+from finetune_api.job import LossOn, ObjectiveType, Task, Truncation
 from finetune_trainer.data.encode import IGNORED, Encoder, Encoding
 from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.records import BadRecord, Record
 from finetune_trainer.data.tokenizer import TextTokenizer
+from finetune_trainer.preflight.measure import Measure
 from tests.train.data.making import CHATML, LLAMA, make_tokenizer
 
 QUESTION = (Turn("user", "What is the capital?"), Turn("assistant", "Paris."))
@@ -199,10 +200,30 @@ def test_a_conversation_that_the_template_refuses_is_told_in_its_words() -> None
 
 def test_the_preflight_count_equals_the_tokens_that_are_trained_on() -> None:
     for template, adds_bos in ((None, True), (CHATML, True), (LLAMA, True), (CHATML, False)):
-        encoder = make_encoder(make_tokenizer(chat_template=template, adds_bos=adds_bos))
+        tokenizer = make_tokenizer(chat_template=template, adds_bos=adds_bos)
+        encoder = make_encoder(tokenizer)
         cases = [QUESTION, (Turn("text", "Once upon</s>"),), (Turn("prompt", "a: "), Turn("completion", "b"))]
-        examples = [example(*turns) for turns in cases]
-        assert encoder.lengths(examples) == [encode(encoder, *turns).length for turns in cases]
+        measure = Measure(
+            TextTokenizer.from_transformers(tokenizer), ObjectiveType.SUPERVISED, Task.CAUSAL_LM, LossOn.COMPLETION
+        )
+        sizes = [found[1].tokens for found in measure.sizes(example(*turns) for turns in cases)]  # type: ignore[index]
+        assert sizes == [encode(encoder, *turns).length for turns in cases]
+
+
+def test_several_examples_at_once_are_encoded_as_each_alone() -> None:
+    tokenizer = make_tokenizer(chat_template=CHATML, adds_bos=True)
+    encoder = make_encoder(tokenizer, truncation=Truncation.OLDEST_TURNS, max_length=40)
+    examples = [
+        example(*TWO_TURNS),
+        example(*QUESTION),
+        example(Turn("text", "Paris é ü" * 9)),
+        example(Turn("text", "a")),
+    ]
+    for found, alone in zip(encoder.encode_many(examples), [encoder.encode(item) for item in examples], strict=True):
+        assert isinstance(found, Encoding) and isinstance(alone, Encoding)
+        assert found.example.input_ids.tolist() == alone.example.input_ids.tolist()
+        assert found.example.labels.tolist() == alone.example.labels.tolist()
+        assert (found.length, found.prompt, found.dropped_turns) == (alone.length, alone.prompt, alone.dropped_turns)
 
 
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:

@@ -12,6 +12,7 @@ from finetune_trainer.data.detect import resolve_shape
 from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.reader import ExampleReader
 from finetune_trainer.data.records import BadRecord, Record
+from finetune_trainer.data.split import rank_of
 
 
 def read(
@@ -133,3 +134,10 @@ def test_data_that_has_no_pairs_says_what_the_objective_needs() -> None:
         "PromptCompletion, but objective DPO needs Preference (chosen, rejected)."
     )
     assert (caught.value.failure_class, caught.value.field) == ("DataInvalid", "spec.dataset.columns")
+
+
+def test_both_completions_of_a_prompt_are_on_one_side_of_a_split() -> None:
+    good, bad = read({"prompt": "Why?", "chosen": "So.", "rejected": "No."}, objective=ObjectiveType.KTO)
+    (other,) = read({"prompt": "How?", "completion": "So.", "label": True}, objective=ObjectiveType.KTO)
+    ranks = [rank_of(example, 7) for example in (good, bad, other) if isinstance(example, Example)]
+    assert ranks[0] == ranks[1] != ranks[2]

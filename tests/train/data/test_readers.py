@@ -128,3 +128,33 @@ def test_all_bad_rows_are_counted_and_the_first_twenty_shown() -> None:
     assert "t.jsonl line 20: " in message and "t.jsonl line 21: " not in message and "and 10 more" in message
     assert message.count("Give each record a text") == 1
     assert (caught.value.failure_class, caught.value.field) == ("DataInvalid", "spec.dataset.sources[0].uri")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("chunk", [1, 7, 64, 4096])
+def test_a_large_json_array_is_read_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, indent: int | None
+) -> None:
+    rows = [{"n": k, "text": "é, ] }" * (k % 5)} for k in range(50)]
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff" + json.dumps(rows, indent=indent, ensure_ascii=False))
+    monkeypatch.setattr("finetune_trainer.data.readers.WHOLE_JSON_BYTES", 100)
+    monkeypatch.setattr("finetune_trainer.data.readers._CHUNK_CHARACTERS", chunk)
+    found = read(path)
+    assert fields(found) == rows and [row.row for row in found] == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[{"n": 1}, {"n": 2', "record 2 is not valid JSON: Expecting ',' delimiter"),
+        ('[{"n": 1}, 3]', "a number, not an object"),
+    ],
+)
+def test_a_large_json_array_tells_its_broken_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, problem: str
+) -> None:
+    (tmp_path / "a.json").write_text(text)
+    monkeypatch.setattr("finetune_trainer.data.readers.WHOLE_JSON_BYTES", 1)
+    good, bad = read(tmp_path / "a.json")
+    assert isinstance(good, Record) and isinstance(bad, BadRecord) and (bad.row, bad.problem) == (2, problem)

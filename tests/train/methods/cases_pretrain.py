@@ -84,7 +84,7 @@ CASES = (
         {"family": "bert", "tied": True},
         farm(),
         text_run("MaskedLM", pretrain("Supervised"), packing=False),
-        learning=learning(0.1, 0.6, 300),
+        learning=learning(0.1, 0.45, 300),
     ),
     # The recipe has FP16 and records of 256 tokens on switch-base-8, whose tokenizer has its sentinels.
     Case(

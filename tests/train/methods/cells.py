@@ -22,6 +22,10 @@ _MODELS = {
     Task.SEQUENCE_CLASSIFICATION: {"family": "bert"},
     Task.TOKEN_CLASSIFICATION: {"family": "bert"},
 }
+_TRAINED_HEADS: dict[Task, dict[str, Any]] = {
+    Task.SEQUENCE_CLASSIFICATION: {"labels": ("long", "short")},
+    Task.TOKEN_CLASSIFICATION: {"tags": ("O", "B-Colour", "I-Colour")},
+}
 _PRETRAIN = {
     "tokenizer": "Model",
     "randomWindows": False,
@@ -76,10 +80,15 @@ def cell_case(cell: Cell) -> Case:
     }
     if cell.zero_stage:
         changes["resources"] = {"processesPerNode": 2}
-    model = dict(_MODELS[cell.task])
+    if cell.objective is ObjectiveType.PRETRAIN and cell.task is Task.SEQ2SEQ:
+        changes["model"]["addSpecialTokens"] = [f"<extra_id_{number}>" for number in range(8)]
+    model: dict[str, Any] = dict(_MODELS[cell.task])
     if cell.objective is ObjectiveType.REWARD:
         model = dict(_MODELS[Task.CAUSAL_LM])
-    models = {"teacher": {**model, "seed": 1}} if cell.objective is ObjectiveType.DISTILLATION else {}
+    trained = model | _TRAINED_HEADS.get(cell.task, {})
+    models = {"teacher": {**trained, "seed": 1}} if cell.objective is ObjectiveType.DISTILLATION else {}
+    if cell.objective is ObjectiveType.EVALUATION:
+        model = trained
     return Case(cell_name(cell), model, rows, changes, models=models)
 
 
@@ -116,6 +125,8 @@ def _objective(cell: Cell) -> dict[str, Any]:
 
 def _tuning(cell: Cell) -> dict[str, Any]:
     kind = cell.tuning or TuningType.FULL
+    if cell.objective is ObjectiveType.EVALUATION:
+        kind = TuningType.FULL  # as the planner has it: nothing trains, and the base may be held quantised
     found: dict[str, Any] = {"type": kind, "lora": None}
     if kind in (TuningType.LORA, TuningType.QLORA):
         found["lora"] = LORA

@@ -1,6 +1,6 @@
 """Each cell of the validity table that no rule refuses runs: two steps at tiny size, to an artifact.
 
-One process is tried on each change in FP32 and BF16 by turns; ZeRO (two processes) and the other precision by
+One process is tried on each change in FP32 and BF16 by turns; ZeRO (two processes), the other precision and FP4 by
 `make test-train-full`. FP16 needs a GPU for its loss scaling to mean anything: see test_gpu.py.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.job import Precision
+from finetune_api.job import Precision, QuantizationType
 from finetune_api.validity import Cell
 from tests.train.methods.cells import allowed, cell_case, cell_name
 
@@ -23,7 +23,7 @@ def _marked() -> list[object]:
     found: list[object] = []
     for number, cell in enumerate(_PLAIN):
         # Both precisions of a cell stand side by side: one of the two on each change.
-        first = (number // 2 + number) % 2 == 0
+        first = (number // 2 + number) % 2 == 0 and cell.quantization is not QuantizationType.FP4
         found.append(pytest.param(cell, id=cell_name(cell), marks=[] if first else [pytest.mark.slow]))
     found += [pytest.param(cell, id=cell_name(cell), marks=[pytest.mark.slow]) for cell in _SHARDED]
     return found

@@ -134,8 +134,14 @@ def test_a_teacher_with_another_tokenizer_is_refused(folder: Folder) -> None:
 def test_a_teacher_whose_head_would_be_random_is_refused(folder: Folder) -> None:
     folder.put_model("teacher", model_files(config={"architectures": ["LlamaModel"]}))
     result = folder.check({TEACHER: "Model teacher"}, objective="Distillation")
+    assert told(result) == [("ModelUnsupported", f"spec.{TEACHER}")]
+    assert "LlamaModel has no head for CausalLM" in faults(result)[0].message
+    folder.put_model("teacher", model_files(config={"architectures": None}))
+    result = folder.check({TEACHER: "Model teacher"}, objective="Distillation")
     assert told(result) == [("InvalidSpec", f"spec.{TEACHER}")]
-    assert "LlamaModel: it has no trained head for CausalLM" in faults(result)[0].message
+    assert "of no named class: it has no trained head for CausalLM" in faults(result)[0].message
+    folder.put_model("teacher", model_files(config={"architectures": ["LlamaModel"], "tie_word_embeddings": True}))
+    assert faults(folder.check({TEACHER: "Model teacher"}, objective="Distillation")) == []
 
 
 def test_a_teacher_of_classes_must_know_those_of_the_data(folder: Folder) -> None:

@@ -260,7 +260,8 @@ def test_the_place_to_publish_is_asked_with_the_jobs_own_token(bucket: Bucket, m
         assert run_preflight(make_file(publish=publish), env).ok
         hub.repositories["team/faq"] = Repository(model_files(), private=True)
         result = run_preflight(make_file(publish=publish), env)
-    assert result.ok and "hf://team/faq exists; the artifact becomes its newest commit" in message(result)
+    remark = next(item for item in result.findings if item.field == "spec.output.publish.uri")
+    assert result.ok and "hf://team/faq exists; the artifact becomes its newest commit" in remark.message
 
 
 def test_a_model_without_a_chat_template_is_remarked_and_passes(make_file: MakeFile, bucket: Bucket) -> None:

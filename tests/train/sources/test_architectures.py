@@ -80,6 +80,7 @@ def test_positions_are_those_that_a_text_can_use(config: dict[str, Any], positio
         (LLAMA, Task.SEQ2SEQ, "task", "it fits CausalLM and SequenceClassification and TokenClassification"),
         (T5, Task.SEQUENCE_CLASSIFICATION, "task", "it fits Seq2Seq"),
         (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, Task.CAUSAL_LM, "uri", "no head for CausalLM"),
+        (LLAMA | {"architectures": ["LlamaModel"]}, Task.CAUSAL_LM, "uri", "LlamaModel has no head for CausalLM"),
         (BERT | {"architectures": ["BertForSequenceClassification"]}, Task.MASKED_LM, "uri", "no head for MaskedLM"),
         ({"model_type": "chatglm", "auto_map": {}}, Task.CAUSAL_LM, "uri", "choose a model of type glm or glm4"),
         ({"model_type": "RefinedWebModel"}, Task.CAUSAL_LM, "uri", "choose a revision of type falcon"),
@@ -104,6 +105,7 @@ def test_a_model_that_does_not_fit_its_task_is_refused(
         (LLAMA, Task.SEQUENCE_CLASSIFICATION),
         (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, Task.SEQUENCE_CLASSIFICATION),
         (T5 | {"architectures": ["T5WithLMHeadModel"]}, Task.SEQ2SEQ),
+        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, Task.CAUSAL_LM),
         ({"model_type": "glm4", "architectures": ["Glm4ForCausalLM"], "auto_map": {"AutoModel": "x"}}, Task.CAUSAL_LM),
     ],
 )

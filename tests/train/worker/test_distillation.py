@@ -242,9 +242,11 @@ def _quantised_share(small: str, whole: str) -> tuple[float, float, float]:
 
 @pytest.mark.slow
 def test_the_teacher_is_whole_on_each_rank_under_zero_3(tmp_path: Path) -> None:
-    plain = _work(tmp_path / "plain", totalSteps=2)
+    # Dropout would draw other numbers on two ranks than on one.
+    case = Case("x", {**CAUSAL.model, "dropout": 0.0}, CAUSAL.rows, CAUSAL.changes, models=CAUSAL.models)
+    plain = case.work(tmp_path / "plain", {"hyperparameters": {"totalSteps": 2}})
     assert plain.train() == [0], plain.logged()
-    sharded = CAUSAL.work(
+    sharded = case.work(
         tmp_path / "sharded",
         {
             "hyperparameters": {"totalSteps": 2, "microBatchSize": 1, "zeroStage": 3},
@@ -252,9 +254,8 @@ def test_the_teacher_is_whole_on_each_rank_under_zero_3(tmp_path: Path) -> None:
         },
     )
     assert sharded.train() == [0, 0], sharded.logged()
-    found = [line["loss"] for line in sharded.metrics() if "loss" in line]
-    # Dropout draws other numbers on two ranks than on one.
-    assert found == pytest.approx([line["loss"] for line in plain.metrics() if "loss" in line], rel=0.05)
+    found = [[line["loss"] for line in work.metrics() if "loss" in line] for work in (plain, sharded)]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 # ---- refusals
@@ -273,7 +274,9 @@ def _refusal(work: Work) -> dict[str, Any]:
         ("normalizer", "reads 'The capital of France is Paris.' as other tokens"),
     ],
 )
-def test_distillation_with_another_tokenizer_is_refused(tmp_path: Path, change: str, message: str) -> None:
+def test_distillation_with_different_vocabularies_or_tokenizers_is_refused(
+    tmp_path: Path, change: str, message: str
+) -> None:
     work = _work(tmp_path / "w")
     path = work.root / "inputs/teacher/tokenizer.json"
     tokenizer = json.loads(path.read_text())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.train.methods.case import Case
+from tests.train.methods.cases import CASES
 from tests.train.worker.runs import Work, build_engine_in, in_child, made_model, records
 
 WORDS = ("red", "blue", "green", "black", "white", "grey")
@@ -169,6 +170,23 @@ def test_an_answer_ends_where_the_models_positions_end(tmp_path: Path) -> None:
         rows=records(6),
     )
     assert work.train() == [0], work.logged()
+
+
+def test_predicted_classes_come_with_their_probabilities_and_agree_with_the_metrics(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "classification-full")
+    work = case.work(tmp_path / "w", {"evaluation": {"metrics": ["accuracy"], "require": [{"metric": "f1", "min": 0}]}})
+    assert work.train() == [0], work.logged()
+    lines, found = lines_of(work, "predictions.jsonl"), evaluation_of(work)
+    assert len(lines) == found["records"]
+    for line in lines:
+        for who in ("base", "tuned"):
+            probabilities = line[f"{who}Probabilities"]
+            assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+            assert line[who] == max(probabilities, key=probabilities.__getitem__)
+    for who in ("base", "tuned"):
+        right = sum(line[who] == line["label"] for line in lines)
+        assert found[who]["accuracy"] == pytest.approx(right / len(lines))
+    assert found["notes"]["f1"], "the report says which F1 it is"
 
 
 def test_evaluation_gathers_no_logits(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_the_routers_loss_is_the_librarys_with_the_asked_weight(
     changes = {"tuning": {"type": "Full", "lora": None}, "hyperparameters": {"routerLossWeight": asked}}
     work = prepared(tmp_path / "w", changes, {"family": family})
     found, expected, own = in_child(_router_loss, str(work.root), asked)
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, abs=2e-6)
     assert own > 0
     assert (found == 0) is (asked == 0)
 
@@ -146,7 +146,8 @@ def _router_loss(root: str, asked: float | None) -> tuple[float, float, float]:
 def test_the_routers_loss_of_switch_counts_both_sides(tmp_path: Path) -> None:
     work = written(BY_NAME["switch"], tmp_path / "w")
     found, expected = in_child(_switch_loss, str(work.root))
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found > 1e-3
 
 
 def _switch_loss(root: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ TRAIN = [{"prompt": f"say {word}: ", "completion": word[::-1]} for word in ("red
 HELD_OUT = [{"prompt": f"say {word}: ", "completion": word} for word in ("red", "blue", "green", "black")]
 
 
-def worsening(root: Path, **hyperparameters: Any) -> Work:
+def worsening(root: Path, processes: int = 1, **hyperparameters: Any) -> Work:
     """A run of up to 30 steps, evaluated at each second one, whose held-out loss falls and then rises."""
     return Case(
         "best",
@@ -27,6 +28,7 @@ def worsening(root: Path, **hyperparameters: Any) -> Work:
             "hyperparameters": {"totalSteps": 30, "microBatchSize": 4, "schedule": "Constant", **hyperparameters},
             "evaluation": {"everySteps": 2},
             "checkpoint": {"keepLast": 1, "everySteps": 3},
+            "resources": {"processesPerNode": processes},
         },
         folders={"validation": HELD_OUT},
     ).work(root)
@@ -97,6 +99,24 @@ def test_the_memory_of_the_patience_survives_an_interruption(stopped: Work, tmp_
     assert in_child(_same, str(stopped.root / "artifact/adapter"), str(resumed.root / "artifact/adapter"))
 
 
+def test_an_evaluation_that_is_caught_up_ends_the_run_before_another_step(stopped: Work, tmp_path: Path) -> None:
+    """Interrupted between the last step and its evaluation, the run makes that evaluation first, and no step."""
+    report = stopped.read("artifact/report.json")
+    best, last = report["training"]["publishedStep"], report["training"]["steps"]
+    resumed = stopped.resumed_from(stopped, last, tmp_path / "resumed")
+    shutil.copytree(stopped.root / f"checkpoints/step-{best}", resumed.root / "best")
+    carried, state = resumed.read("resume/run.json"), resumed.read("resume/trainer_state.json")
+    assert (carried["stopped_early"], carried["waited"]) == (True, 3)
+    (resumed.root / "resume/run.json").write_text(json.dumps({**carried, "stopped_early": False, "waited": 2}))
+    history = [entry for entry in state["log_history"] if not ("eval_loss" in entry and entry["step"] == last)]
+    state["log_history"] = history
+    (resumed.root / "resume/trainer_state.json").write_text(json.dumps(state))
+    assert resumed.train() == [0], resumed.logged()
+    training = resumed.read("artifact/report.json")["training"]
+    assert (training["steps"], training["publishedStep"], training["stoppedEarly"]) == (last, best, True)
+    assert evaluations(resumed) == evaluations(stopped)
+
+
 def test_a_resumed_run_without_its_best_checkpoint_says_so(stopped: Work, tmp_path: Path) -> None:
     last = stopped.read("artifact/report.json")["training"]["steps"]
     resumed = stopped.resumed_from(stopped, last, tmp_path / "resumed")
@@ -128,6 +148,17 @@ def test_without_either_the_last_step_is_published(tmp_path: Path) -> None:
 def test_the_best_model_comes_back_under_zero(tmp_path: Path, stage: int) -> None:
     work = worsening(tmp_path / "w", zeroStage=stage, totalSteps=12, learningRate=3e-2, **STOP)
     assert work.train() == [0], work.logged()
+    report, losses = work.read("artifact/report.json"), dict(evaluations(work))
+    best = report["training"]["publishedStep"]
+    assert best < report["training"]["steps"]
+    assert report["evaluation"]["tuned"]["loss"] == pytest.approx(losses[best], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_every_process_has_the_best_weights_at_the_end(tmp_path: Path) -> None:
+    """Each of two processes evaluates half of the records, so that one with other weights would change the loss."""
+    work = worsening(tmp_path / "w", 2, totalSteps=12, microBatchSize=2, learningRate=3e-2, **STOP)
+    assert work.train() == [0, 0], work.logged()
     report, losses = work.read("artifact/report.json"), dict(evaluations(work))
     best = report["training"]["publishedStep"]
     assert best < report["training"]["steps"]

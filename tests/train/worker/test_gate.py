@@ -61,6 +61,23 @@ def demanding(tmp_path: Path) -> RunFile:
     return RunFile.from_json(document)
 
 
+def test_a_job_of_evaluation_publishes_its_report_and_the_gate_holds(
+    demanding: RunFile, tmp_path: Path, agents: list[Agent]
+) -> None:
+    document = demanding.to_json()
+    document["objective"] = {"type": "Evaluation"}
+    document["dataset"].pop("validationFraction")
+    document["hyperparameters"] |= {"totalSteps": 0, "learningRate": 0.0}
+    agent = Agent(RunFile.from_json(document), tmp_path / "agent", module="finetune_trainer.worker")
+    agents.append(agent)
+    assert agent.execute() == 72, agent.out + agent.err
+    assert agent.message.artifact == "report"
+    assert agent.message.eval_loss is not None
+    names = {path.name for path in (tmp_path / "output").iterdir()}
+    assert {"ARTIFACT.json", "report.json", "report.md", "predictions.jsonl"} <= names
+    assert not names & {"model", "adapter", "checkpoints"}
+
+
 @pytest.fixture
 def agents(tmp_path: Path) -> Iterator[list[Agent]]:
     made: list[Agent] = []

@@ -119,6 +119,22 @@ def _save_start(root: str, env: dict[str, str]) -> int:
     return 0
 
 
+@pytest.mark.slow
+def test_random_weights_are_the_same_sharded_by_zero_3(tmp_path: Path) -> None:
+    plain = BYTE_PAIRS.work(tmp_path / "plain", {"hyperparameters": {"totalSteps": 2}})
+    assert plain.train() == [0], plain.logged()
+    sharded = BYTE_PAIRS.work(
+        tmp_path / "sharded",
+        {
+            "hyperparameters": {"totalSteps": 2, "microBatchSize": 1, "zeroStage": 3},
+            "resources": {"processesPerNode": 2},
+        },
+    )
+    assert sharded.train() == [0, 0], sharded.logged()
+    found = [[line["loss"] for line in work.metrics() if "loss" in line] for work in (plain, sharded)]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_a_tokenizer_learnt_twice_is_the_same_to_the_byte(tmp_path: Path) -> None:
     files = []
     for number in range(2):
@@ -183,7 +199,9 @@ def _refusal(work: Work) -> dict[str, Any]:
 
 def test_a_sample_of_500_characters_stands_among_the_answers(tmp_path: Path) -> None:
     evaluation = {"probes": ["CHAPTER"], "generation": {"maxNewTokens": 500, "doSample": True, "temperature": 1.0}}
-    work = CHARACTER.work(tmp_path / "w", {"evaluation": evaluation, "hyperparameters": {"totalSteps": 4, "learningRate": 1e-2}})
+    work = CHARACTER.work(
+        tmp_path / "w", {"evaluation": evaluation, "hyperparameters": {"totalSteps": 4, "learningRate": 1e-2}}
+    )
     # Room for the sample, which is longer than a window.
     config = work.root / "inputs/model/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "n_positions": 600}))

@@ -42,6 +42,7 @@ def test_blocks_hold_every_token_once_and_in_order(size: int) -> None:
     found = [block.input_ids.tolist() for block in blocks]
     assert [token for block in found for token in block] == list(range(33))
     assert [len(block) for block in found] == [size] * (33 // size) + ([33 % size] if 33 % size else [])
+    assert blocks.lengths.tolist() == [len(block) for block in found]
     assert all(np.array_equal(block.input_ids, block.labels) for block in blocks)
     with pytest.raises(IndexError):
         blocks[len(blocks)]
@@ -58,6 +59,7 @@ def test_windows_repeat_for_the_same_epoch_and_differ_between_epochs() -> None:
     assert drawn(0) != drawn(1)
     assert drawn(0) != drawn(0, seed=4)
     assert all(window == list(range(window[0], window[0] + 8)) for window in drawn(0))
+    assert RandomWindows(_documents(), 8, 3).lengths.tolist() == [8] * 4
 
 
 def test_windows_reach_every_place_of_the_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,24 @@ def test_predictions_of_tags_and_of_texts_stand_beside_the_truth(tmp_path: Path)
     }
     assert texts.read("artifact/report.json")["evaluation"]["tuned"].keys() >= {"loss", "tokenAccuracy", "perplexity"}
     assert pairs.read("artifact/report.json")["evaluation"]["tuned"].keys() >= {"loss", "accuracy", "rewardMargin"}
+
+
+def test_an_evaluation_of_the_tuned_classifier_gives_what_its_report_says(tmp_path: Path) -> None:
+    trained = CASES["full-bert"].work(tmp_path / "trained")
+    assert trained.train() == [0], trained.logged()
+    reported = trained.read("artifact/report.json")["evaluation"]["tuned"]
+    held_out = [line["prompt"] for line in _lines(trained)]
+
+    rows = [row for row in labelled(24) if row["text"] in held_out]
+    changes = {"objective": {"type": "Evaluation"}, "tuning": {"type": "Full", "lora": None}}
+    changes |= {"dataset": {"validationFraction": None}, "hyperparameters": {"totalSteps": 0, "learningRate": 0.0}}
+    again = Case("", _BERT, rows, CLASSES).work(tmp_path / "again", changes)
+    shutil.rmtree(again.root / "inputs/model")
+    shutil.copytree(trained.root / "artifact/model", again.root / "inputs/model")
+    assert again.train() == [0], again.logged()
+    found = again.read("artifact/report.json")["evaluation"]["base"]
+    assert again.read("artifact/report.json")["evaluation"]["records"] == len(held_out)
+    assert {name: found[name] for name in reported} == pytest.approx(reported, rel=1e-5)
 
 
 def _lines(work: Work) -> list[dict[str, Any]]:

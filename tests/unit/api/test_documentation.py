@@ -85,3 +85,10 @@ def test_the_map_names_files_that_exist() -> None:
             folder = ROOT / names[0]
         for name in names:
             assert (ROOT / name if not line.startswith(" ") else folder / name).exists(), line
+
+
+def test_every_test_that_the_page_on_numerics_names_exists() -> None:
+    named = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "numerics.md").read_text())
+    written = "".join(path.read_text() for path in (ROOT / "tests" / "train").rglob("test_*.py"))
+    assert len(named) > 30
+    assert [name for name in named if f"def {name}(" not in written] == []

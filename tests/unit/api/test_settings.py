@@ -316,11 +316,6 @@ def test_held_out_records_of_both_kinds_are_taken_from_the_training_rows() -> No
             {"experts": 8},
             "spec.tuning.quantization.bits",
         ),
-        (
-            {"tuning": {"type": "PrefixTuning"}, "model": {"task": "SequenceClassification"}},
-            {"encoder": True},
-            "spec.tuning.type",
-        ),
     ],
 )
 def test_what_the_model_does_not_have_is_refused_by_the_field(

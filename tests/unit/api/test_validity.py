@@ -55,6 +55,7 @@ REFUSED = [
     (Cell(GOAL.REWARD, T.LORA, CAUSAL), "model.task", "SequenceClassification"),
     (Cell(GOAL.DISTILLATION, T.FULL, Task.SEQ2SEQ), "model.task", "SequenceClassification"),
     (Cell(GOAL.SUPERVISED, T.PROMPT_TUNING, Task.MASKED_LM), "tuning.type", "masked model"),
+    (Cell(GOAL.SUPERVISED, T.PREFIX_TUNING, CLASSES), "tuning.type", "needs a decoder"),
     (Cell(GOAL.SUPERVISED, T.FULL, CAUSAL, Q.NF4), "tuning.quantization", "cannot train"),
     (Cell(GOAL.SUPERVISED, T.LORA, CAUSAL, Q.NF4), "tuning.quantization", "QLoRA"),
     (Cell(GOAL.SUPERVISED, T.QLORA, CAUSAL), "tuning.quantization", "choose LoRA"),

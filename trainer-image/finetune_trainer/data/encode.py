@@ -100,21 +100,6 @@ class Encoder:
             for example, found in zip(examples, prepared, strict=True)
         ]
 
-    def lengths(self, examples: Sequence[Example]) -> list[int | BadRecord]:
-        """How many tokens each example has before any cut; a BadRecord where it cannot be encoded. Makes no array."""
-        prepared = [self._prepared(example) for example in examples]
-        rendered = [found[0] for found in prepared if not isinstance(found, BadRecord)]
-        encodings = iter(self.tokenizer.backend.encode_batch_fast([r.text for r in rendered], add_special_tokens=False))
-        found_lengths: list[int | BadRecord] = []
-        for found in prepared:
-            if isinstance(found, BadRecord):
-                found_lengths.append(found)
-                continue
-            ids = next(encodings).ids
-            end = 0 if found[0].ends or ids[-1:] == [self.tokenizer.eos_id] else 1
-            found_lengths.append(len(ids) + end + self.tokenizer.with_bos(ids) + found[2])
-        return found_lengths
-
     def _prepared(self, example: Example) -> tuple[Rendered, Sequence[Turn], int] | BadRecord:
         """(text, turns, tokens cut off by the limits of source and target) of an example."""
         turns, cut = example.turns, 0

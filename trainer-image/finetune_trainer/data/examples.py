@@ -99,22 +99,3 @@ def _tagged(record: Record, shape: RecordShape) -> Example | BadRecord:
             )
         before = tag
     return Example(record, (), words=words, tags=tags)
-
-
-def whole_texts(example: Example) -> list[Example]:
-    """The texts that a model is given of an example, each as an example to be encoded as supervised learning does: both
-    sides of a pair, the words of a tagged text."""
-    record, turns = example.record, example.turns
-    if example.words:
-        return [Example(record, (Turn("text", " ".join(example.words)),))]
-    sides = [side for side in (example.chosen, example.rejected) if side]
-    texts = [turns + side for side in sides] or [turns]
-    # A prompt that the model itself answers has no completion, which a chat template's text could be split at.
-    return [
-        Example(record, text if text[-1].role != "user" and len(text) > 1 else (Turn("text", _joined(text)),))
-        for text in texts
-    ]
-
-
-def _joined(turns: tuple[Turn, ...]) -> str:
-    return "\n".join(turn.text for turn in turns)

@@ -172,6 +172,11 @@ class Noised(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._items)
 
+    @property
+    def lengths(self) -> NDArray[np.int32] | None:
+        """Tokens of each text before its noise, where they are known without reading it."""
+        return getattr(self._items, "lengths", None)
+
     def __getitem__(self, index: int) -> EncodedExample | EncodedTarget:  # type: ignore[override]  # no slices
         ids = self._items[index].input_ids
         random = generator(*self._seed, self._epoch, index % len(self))

@@ -1,8 +1,9 @@
 """Read jsonl, json, csv, parquet and txt files into records. What cannot be read becomes a BadRecord, no exception.
 
 jsonl: one object a line. json: an array of objects, an object of objects, or an object whose only list holds them;
-one object a line is read too. csv: comma-separated with a header line. parquet: one record a row. txt: one record a
-line, in the column `text`. Empty lines are skipped.
+one object a line is read too. A json file above WHOLE_JSON_BYTES has to be an array, which is read piece by piece, or one
+object a line. csv: comma-separated with a header line. parquet: one record a row. txt: one record a line, in the column
+`text`. Empty lines are skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from finetune_trainer.data.records import BadRecord, Record
 Row = Record | BadRecord
 MAX_LINE_BYTES = 64 << 20
 MAX_FIELD_CHARACTERS = 16 << 20
+WHOLE_JSON_BYTES = 32 << 20
+"""Up to this size a json file is read whole."""
+_CHUNK_CHARACTERS = 1 << 20
 _PARQUET_ROWS = 1024
 _ENCODING_MEND = "Save the file as UTF-8."
 _JSON_MEND = "Correct the JSON."
@@ -47,6 +51,9 @@ def read_jsonl(path: Path, source: str, name: str) -> Iterator[Row]:
 
 def read_json(path: Path, source: str, name: str) -> Iterator[Row]:
     """The records of a json file."""
+    if path.stat().st_size > WHOLE_JSON_BYTES:
+        yield from _read_array(path, source, name)
+        return
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -73,6 +80,37 @@ def read_json(path: Path, source: str, name: str) -> Iterator[Row]:
         return
     for number, item in enumerate(items, 1):
         yield _record(item, source, name, number)
+
+
+def _read_array(path: Path, source: str, name: str) -> Iterator[Row]:
+    """The records of a json array, one after another in memory; of a file with one object a line, those."""
+    number, rest = 0, ""
+    decode = json.JSONDecoder().raw_decode
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            rest = file.read(_CHUNK_CHARACTERS).lstrip()
+            if not rest.startswith("["):
+                yield from read_jsonl(path, source, name)
+                return
+            rest = rest[1:]
+            while not (rest := rest.lstrip().removeprefix(",").lstrip()).startswith("]"):
+                try:
+                    item, end = decode(rest)
+                except json.JSONDecodeError as error:
+                    more = file.read(max(_CHUNK_CHARACTERS, len(rest)))
+                    if not more or len(rest) > MAX_LINE_BYTES:
+                        problem = f"record {number + 1} is not valid JSON: {error.msg}"
+                        yield BadRecord(source, name, number + 1, problem, _JSON_MEND)
+                        return
+                    rest += more
+                    continue
+                number += 1
+                yield _record(item, source, name, number)
+                rest = rest[end:]
+        except UnicodeDecodeError as error:
+            yield BadRecord(source, name, number + 1, f"not UTF-8 ({error.reason})", _ENCODING_MEND)
+        except RecursionError:
+            yield BadRecord(source, name, number + 1, "nested too deeply", _JSON_MEND)
 
 
 def read_csv(path: Path, source: str, name: str) -> Iterator[Row]:

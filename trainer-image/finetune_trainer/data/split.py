@@ -28,15 +28,18 @@ def validation_rows(rows: int, fraction: float) -> int:
 
 
 def rank_of(example: Example, seed: int) -> int:
-    """Where an example stands among all: 64 bits of a hash of seed and of what it says, wherever it was read."""
-    said = [
-        *([turn.role, turn.text] for turn in example.turns),
-        *(["chosen", turn.text] for turn in example.chosen),
-        *(["rejected", turn.text] for turn in example.rejected),
-    ]
-    if example.label is not None:
-        said.append(["label", example.label])
-    said += [list(pair) for pair in zip(example.words, example.tags, strict=False)]
+    """Where an example stands among all: 64 bits of a hash of seed and of what it says, wherever it was read.
+
+    Of a judged completion its prompt counts only: all completions of one prompt, such as both of a pair that was taken
+    apart, are on one side of a split.
+    """
+    said = [[turn.role, turn.text] for turn in example.turns]
+    judged = example.label is not None and (example.chosen or example.rejected)
+    if not judged:
+        said += [["chosen", turn.text] for turn in example.chosen]
+        said += [["rejected", turn.text] for turn in example.rejected]
+        said += [["label", example.label]] if example.label is not None else []
+        said += [list(pair) for pair in zip(example.words, example.tags, strict=False)]
     content = hashlib.sha256(canonical_json(said).encode()).digest()
     return int.from_bytes(hashlib.sha256(seed.to_bytes(8, "big") + content).digest()[:8], "big")
 

@@ -24,7 +24,7 @@ HEADER = "header.json"
 _KINDS = {kind.__name__: kind for kind in kinds.ITEMS}
 # Beside the fields: tokens and tokens in the loss of each item, for statistics of any choice of rows.
 _TOKENS, _LOSS = "tokens", "lossTokens"
-_FLUSH_ROWS = 4096
+_FLUSH_TOKENS = 1 << 17
 
 
 class TableWriter:
@@ -39,6 +39,7 @@ class TableWriter:
         self._files: dict[str, BinaryIO] = {}
         self._pending: dict[str, list[Any]] = {}
         self._ends: dict[str, int] = {}
+        self._waiting = 0
         self.rows = 0
 
     def add(self, item: Item, tokens: int) -> None:
@@ -58,7 +59,8 @@ class TableWriter:
                 self._ends[name] += len(value)
                 self._pending[f"{name}.offsets"].append(self._ends[name])
         self.rows += 1
-        if self.rows % _FLUSH_ROWS == 0:
+        self._waiting += tokens
+        if self._waiting >= _FLUSH_TOKENS:
             self._flush()
 
     def close(self) -> None:
@@ -84,6 +86,7 @@ class TableWriter:
     def _flush(self) -> None:
         import numpy as np  # the light image counts tokens without it
 
+        self._waiting = 0
         for name, values in self._pending.items():
             whole = self._columns.get(name, "int64") == "int64"
             if values:

@@ -21,6 +21,7 @@ from finetune_trainer.data.records import BadRecord, Record
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from finetune_trainer.data.kinds import Ids
 
@@ -69,6 +70,13 @@ class Blocks(Sequence[EncodedExample]):
     def __len__(self) -> int:
         return math.ceil(len(self._stream) / self._size)
 
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each block, without reading them."""
+        import numpy as np  # the light image counts tokens without it
+
+        return np.minimum(self._size, len(self._stream) - self._size * np.arange(len(self))).astype(np.int32)
+
     def __getitem__(self, index: int) -> EncodedExample:  # type: ignore[override]  # no slices
         index = checked_index(index, len(self))
         ids = self._stream.read(index * self._size, min((index + 1) * self._size, len(self._stream)))
@@ -94,6 +102,13 @@ class RandomWindows(Sequence[EncodedExample]):
 
     def __len__(self) -> int:
         return len(self._stream) // self._size if self._size else 0
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each window, without drawing them."""
+        import numpy as np  # the light image counts tokens without it
+
+        return np.full(len(self), self._size, np.int32)
 
     def __getitem__(self, index: int) -> EncodedExample:  # type: ignore[override]  # no slices
         index = checked_index(index, len(self))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from finetune_api.job import Benchmark
 from finetune_trainer.data.readers import type_word
@@ -72,7 +72,7 @@ def _not_text(fields: Mapping[str, Any], *columns: str) -> str:
     return ""
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 

@@ -16,7 +16,7 @@ from finetune_api.status import ModelFacts
 from finetune_trainer.preflight.document import finding, remark
 from finetune_trainer.preflight.labels import TEACHER
 from finetune_trainer.preflight.outcome import Outcome
-from finetune_trainer.sources.architectures import architecture_of, labels_of
+from finetune_trainer.sources.architectures import architecture_of, is_tied, labels_of
 from finetune_trainer.sources.inspect import Use, count_parameters, inspect_model, read_json, read_tokenizer
 from finetune_trainer.sources.place import Place, Purpose, Reach, model_digest, read_whole
 from finetune_trainer.sources.places import open_source
@@ -41,7 +41,7 @@ _CLASSIFIERS = {
     Task.SEQUENCE_CLASSIFICATION: "ForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "ForTokenClassification",
 }
-_LANGUAGE_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM")
+_LANGUAGE_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
 _MAX_TOKENIZER_BYTES = 128 << 20
 
 
@@ -63,8 +63,10 @@ def check_further(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
 
 def has_trained_head(config: Mapping[str, Any], task: Task) -> bool:
     """Whether a model's weights hold the head of a task, so that nothing in it would be random."""
-    ending = _CLASSIFIERS.get(task)
-    return (architecture_of(config) or "").endswith((ending,) if ending else _LANGUAGE_HEADS)
+    architecture = architecture_of(config) or ""
+    if task in _CLASSIFIERS:
+        return architecture.endswith(_CLASSIFIERS[task])
+    return architecture.endswith(_LANGUAGE_HEADS) or (architecture.endswith("Model") and is_tied(config))
 
 
 def _check_adapter(file: PreflightFile, item: PreflightInput, reach: Reach, outcome: Outcome) -> None:

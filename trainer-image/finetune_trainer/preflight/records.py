@@ -241,17 +241,19 @@ class _DataCheck:
         found = len(self._different)
         if found >= parts:
             return None
+        # Without the field a tenth would be held out all the same, of all but small data sets.
+        removable = not fresh and rows < SMALLEST_SPLIT_ROWS and (asked or file.test_fraction is not None)
         field = "dataset.validation" if asked else "dataset.test" if file.test_fraction else "dataset.sources[0].uri"
         return FinetuneError(
             f"Holding records out needs at least {parts} different ones, and the {rows} training records hold {found}. "
-            f"Add records{'' if field.endswith('uri') else f', or remove {field}'}"
+            f"Add records{f', or remove {field}' if removable else ''}"
             f"{', or set objective.pretrain.randomWindows: true to hold out the end of the text' if fresh else ''}.",
             failure_class="DataInvalid",
             field=f"spec.{field}",
         )
 
     def _remark(self, bad: int, cut: int, outcome: Outcome) -> None:
-        if self._measure is None and self._file.pretrain_tokenizer in (None, PretrainTokenizer.MODEL):
+        if self._measure is None and self._file.pretrain_tokenizer is not PretrainTokenizer.CHARACTER:
             outcome.findings.append(remark(f"Tokens are estimated from bytes ({BYTES_PER_TOKEN} bytes each)."))
         if bad and self._file.max_bad_share:
             outcome.findings.append(

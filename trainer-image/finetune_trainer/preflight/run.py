@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from finetune_api import naming
@@ -97,12 +98,12 @@ def run_preflight(
 
     checks = _checks(file)
     for check, action in checks:
-        check.start(lambda outcome, check=check, action=action: action(file, reach(check), outcome))
+        check.start(partial(action, file, reach(check)))
     waiting = [check for check, _ in checks]
     while waiting := [check for check in waiting if not check.done(stall_seconds)]:
         time.sleep(_POLL_SECONDS)
     whole = joined(check.outcome for check, _ in checks)
-    for together in (lambda: check_claim(file, whole), lambda: check_labels(file, whole.labels, whole.heads)):
+    for together in (partial(check_claim, file, whole), partial(check_labels, file, whole.labels, whole.heads)):
         try:
             together()
         except FinetuneError as error:

@@ -69,8 +69,8 @@ MIXTURES = frozenset({"mixtral", "qwen2_moe", "qwen3_moe", "switch_transformers"
 # What the class of config.architectures ends with if its weights hold the head of a task. A classifier's head is made
 # anew where there is none, so any class of the family will do.
 _HEADS: dict[Task, tuple[str, ...]] = {
-    Task.CAUSAL_LM: ("ForCausalLM", "LMHeadModel", "Model"),
-    Task.SEQ2SEQ: ("ForConditionalGeneration", "WithLMHeadModel", "Model"),
+    Task.CAUSAL_LM: ("ForCausalLM", "LMHeadModel"),
+    Task.SEQ2SEQ: ("ForConditionalGeneration", "WithLMHeadModel"),
     Task.MASKED_LM: ("ForMaskedLM", "WithLMHeadModel", "ForPreTraining"),
 }
 _REMOTE_ONLY = {
@@ -80,6 +80,26 @@ _REMOTE_ONLY = {
     "RefinedWebModel": "this revision runs code of its repository, which is never loaded; choose a revision of type "
     "falcon",
 }
+# Families whose head is the embedding again unless config.json says otherwise.
+_TIED = frozenset(
+    {
+        "bloom",
+        "cohere",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "mpt",
+        "opt",
+        "smollm3",
+        "starcoder2",
+        "switch_transformers",
+        "t5",
+    }
+)
 # Learned positions begin after the padding token's, so that many fewer are usable.
 _POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 # Positions are relative, and sequences may be longer than the ones that the model was made from.
@@ -135,9 +155,15 @@ def check_architecture(
         return
     architecture = architecture_of(config)
     heads = _HEADS.get(task)
-    if heads is not None and architecture is not None and not architecture.endswith(heads):
+    bare = architecture is not None and architecture.endswith("Model") and is_tied(config)
+    if heads is not None and architecture is not None and not bare and not architecture.endswith(heads):
         raise _unsupported(f"{architecture} has no head for {task.value}; a fresh one would know nothing", field)
     _check_quantization(config, tuning, field)
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding again, so that a model without a head lacks nothing."""
+    return bool(config.get("tie_word_embeddings", config.get("model_type") in _TIED))
 
 
 def _check_task(model_type: str, task: Task, field: str) -> None:

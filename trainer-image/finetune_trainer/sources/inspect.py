@@ -102,12 +102,6 @@ def count_parameters(place: Place, file: SourceFile, *, field: str) -> int:
     return parameters
 
 
-def tensor_names(place: Place, file: SourceFile, *, field: str) -> frozenset[str]:
-    """The names of the tensors in a safetensors file; raises ModelUnsupported if it is damaged."""
-    header, _ = _header(place, file, field)
-    return frozenset(name for name in header if name != "__metadata__")
-
-
 def _header(place: Place, file: SourceFile, field: str) -> tuple[dict[str, Any], int]:
     """(header, where the data begins)."""
     data = place.read_start(file.name, min(file.size, _FIRST_READ))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.job import Task
-from finetune_trainer.sources.architectures import MIXTURES, TASKS, first_size, model_shape
+from finetune_trainer.sources.architectures import MIXTURES, TASKS, first_size, is_tied, model_shape
 
 _GATED = frozenset(
     {
@@ -35,26 +35,6 @@ _GATED = frozenset(
         "qwen3_moe",
         "smollm3",
         "stablelm",
-    }
-)
-# Families whose head is the embedding again unless config.json says otherwise.
-_TIED = frozenset(
-    {
-        "bloom",
-        "cohere",
-        "falcon",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neo",
-        "mpt",
-        "opt",
-        "smollm3",
-        "starcoder2",
-        "switch_transformers",
-        "t5",
     }
 )
 _LEARNED_POSITIONS = frozenset({"gpt2", "gpt_bigcode", "gpt_neo", "opt"})
@@ -120,7 +100,7 @@ def _embeddings(config: Mapping[str, Any], model_type: str, width: int, vocabula
         total += size * width
     if encoder:
         total += size * width  # the head's dense layer; its last one is the embedding again
-    elif not config.get("tie_word_embeddings", model_type in _TIED):
+    elif not is_tied(config):
         total += vocabulary * size
     learned = model_type in _LEARNED_POSITIONS or (encoder and model_type not in _ENCODERS_WITHOUT_POSITIONS)
     if learned:

@@ -22,8 +22,8 @@ from finetune_trainer.worker.card import base_name
 from finetune_trainer.worker.loading import weight_type
 from finetune_trainer.worker.quantization import dequantise
 from finetune_trainer.worker.tokenizers import changed_folder
-from finetune_trainer.worker.vocabulary import learns_tokenizer
 from finetune_trainer.worker.tuning.prompts import loose_weights
+from finetune_trainer.worker.vocabulary import learns_tokenizer
 
 # What makes up a tokenizer and a model's way of generating; copied as they are, so that users get what was trained with.
 _TOKENIZER = (

@@ -33,8 +33,9 @@ def class_counts(confusion: Sequence[Sequence[int]]) -> dict[str, Ratio]:
     """
     total = sum(map(sum, confusion))
     found = {"accuracy": Ratio(sum(row[k] for k, row in enumerate(confusion)), total)}
+    columns = [sum(column) for column in zip(*confusion, strict=True)]
     for k, row in enumerate(confusion):
-        right, actual, predicted = row[k], sum(row), sum(other[k] for other in confusion)
+        right, actual, predicted = row[k], sum(row), columns[k]
         found[f"precision/{k}"] = Ratio(right, predicted)
         found[f"recall/{k}"] = Ratio(right, actual)
         found[f"f1/{k}"] = Ratio(2 * right, predicted + actual)

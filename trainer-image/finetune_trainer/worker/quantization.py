@@ -133,7 +133,19 @@ def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(plain.config, name):
             delattr(plain.config, name)
+    # The way in which quantised files were read has no way back, and saving would try it.
+    ways = getattr(plain, "_weight_conversions", None)
+    if ways is not None:
+        plain._weight_conversions = [way for way in ways if _has_way_back(way)] or None
     return plain
+
+
+def _has_way_back(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def keep_bits(model: nn.Module) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from finetune_api.job import ComputeType, Precision, QuantizationType, TuningTyp
 from finetune_api.runfile import RunFile, RunQuantization, RunTuning
 from finetune_trainer.worker.heads import Head, fresh_modules
 from finetune_trainer.worker.loading import PRECISIONS, load_base, load_tokenizer, padding_id
+from finetune_trainer.worker.zero import unsharded
 
 FIELD = "spec.objective.distillation.teacher"
 _PROBES = (
@@ -149,16 +149,3 @@ def _as_own_run(run: RunFile, *, quantize: bool) -> RunFile:
         type=TuningType.QLORA if quantize else TuningType.FULL, quantization=quantization if quantize else None
     )
     return run.model_copy(update={"tuning": tuning})
-
-
-@contextmanager
-def unsharded() -> Iterator[None]:
-    """Models that are loaded inside stay whole on each rank, also under ZeRO-3."""
-    from transformers.integrations import deepspeed
-
-    found = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = found

@@ -177,6 +177,7 @@ def measure(engine: Engine, run: RunFile) -> Outcome:
         known = _known(engine)
         if boundary.best.keep and take_best(engine):
             known, step = None, engine.supervision.carry.best_steps[0]
+        engine.objective.release(engine)
         tuned = measurer.measure(engine, known)
     outcome = Outcome.of(engine, measurer, base, tuned, step)
     engine.supervision.progress.update(eval_loss=outcome.eval_loss)

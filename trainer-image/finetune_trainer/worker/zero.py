@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from finetune_api.failures import FinetuneError
@@ -111,3 +113,16 @@ def assert_zero(model: Any, stage: int) -> None:
     found = model.zero_optimization_stage() if isinstance(model, DeepSpeedEngine) else type(model).__name__
     if found != stage:
         raise FinetuneError(f"DeepSpeed ZeRO stage {stage} was planned, but the engine is {found}.")
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """Models that are made or loaded inside are whole on each rank, also under ZeRO-3."""
+    from transformers.integrations import deepspeed
+
+    found = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = found

@@ -81,7 +81,8 @@ class Objective(ABC):
             dtype=dtype,
             device=device,
         )
-        resize_embeddings(model, self.tokenizer)
+        if self.run.model.add_special_tokens:
+            resize_embeddings(model, self.tokenizer)
         return model
 
     def attach(self, engine: Any) -> None:  # noqa: B027  # most objectives have nothing to attach

@@ -90,7 +90,7 @@ class Kto(Objective):
         for number in range(len(batches)):
             own = [k for k, record in enumerate(records) if record.own and record.batch == number]
             batch = {name: value.to(engine.args.device) for name, value in self._mismatched(records, own).items()}
-            with torch.no_grad(), engine.compute_loss_context_manager():
+            with torch.no_grad():
                 total += (self._ratios(engine.model, batch)[0] * batch["real"]).sum().double()
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)

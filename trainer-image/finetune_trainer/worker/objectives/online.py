@@ -100,7 +100,7 @@ class Online(Objective):
         batch = _texts(answers)
         scores = torch.tensor(self.rewards.scores(answers) if answers else [0.0], dtype=torch.float64)
         batch["score"] = as_bits(scores)
-        with torch.no_grad(), self.engine.compute_loss_context_manager():
+        with torch.no_grad():
             return {name: value.cpu() for name, value in self.judged(batch, scores).items()}
 
     def answers(self, prompts: Batch, count: int, seed: int) -> list[Answer]:

@@ -20,6 +20,7 @@ from finetune_trainer.worker.objectives.base import Objective
 from finetune_trainer.worker.objectives.causal import CausalSupervised
 from finetune_trainer.worker.objectives.masked import MaskedText
 from finetune_trainer.worker.objectives.seq2seq import Seq2Seq
+from finetune_trainer.worker.zero import unsharded
 
 
 class PlainText(Objective):
@@ -62,9 +63,11 @@ def fresh_model(
     config = fresh_config(folder, run, tokenizer)
     torch.manual_seed(run.hyperparameters.seed)
     try:
-        model: PreTrainedModel = head.auto.from_config(
-            config, dtype=dtype or weight_type(run), attn_implementation=ATTENTION[run.model.attention]
-        )
+        # Under ZeRO-3 it is sharded later: weights that are drawn shard by shard would be others than without it.
+        with unsharded():
+            model: PreTrainedModel = head.auto.from_config(
+                config, dtype=dtype or weight_type(run), attn_implementation=ATTENTION[run.model.attention]
+            )
     except (ValueError, KeyError, ImportError) as error:
         raise _unsupported(f"No model can be made from its config: {error}") from error
     return model if device is None or run.hyperparameters.zero_stage == 3 else model.to(device)

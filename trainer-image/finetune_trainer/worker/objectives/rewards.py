@@ -176,7 +176,7 @@ class RewardModel:
                 field=f"{field}.model",
             )
         self._model.requires_grad_(False).eval().to(engine.args.device)
-        self._engine = engine
+        self._device = engine.args.device
         policy = engine.objective.tokenizer
         same = tokenizer.backend_tokenizer.to_str() == policy.backend_tokenizer.to_str()
         self._own = None if same else TextTokenizer.from_transformers(tokenizer)
@@ -189,9 +189,8 @@ class RewardModel:
         found: list[float] = []
         for start in range(0, len(answers), _TEXTS_AT_ONCE):
             rows = [self._ids(answer).numpy() for answer in answers[start : start + _TEXTS_AT_ONCE]]
-            ids, mask = (tensor.to(self._engine.args.device) for tensor in pad_arrays(rows, config.pad_token_id or 0))
-            with self._engine.compute_loss_context_manager():
-                logits = self._model(input_ids=ids, attention_mask=mask)["logits"]
+            ids, mask = (tensor.to(self._device) for tensor in pad_arrays(rows, config.pad_token_id or 0))
+            logits = self._model(input_ids=ids, attention_mask=mask)["logits"]
             found += logits.float()[:, 0].tolist()
         return found
 

@@ -48,7 +48,8 @@ class Sampler:
         model.eval()
         devices = [device] if device.type == "cuda" else []
         ends = self.ends(model)
-        with torch.random.fork_rng(devices), torch.no_grad(), engine.compute_loss_context_manager():
+        # The library puts autocast round the model's own forward only, and an adapter's model generates beneath it.
+        with torch.random.fork_rng(devices), torch.no_grad(), engine.accelerator.autocast():
             torch.manual_seed(seed)
             output = model.generate(
                 input_ids=ids.to(device),

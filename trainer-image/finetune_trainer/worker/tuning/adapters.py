@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from finetune_api.failures import FinetuneError
 from finetune_api.job import LoraBias, LoraVariant, SoftPromptInit, Task, TuningType
 from finetune_api.runfile import RunFile, RunLora, RunSoftPrompt
-from finetune_trainer.worker.experts import fused_parameters, sparse_blocks
+from finetune_trainer.worker.experts import EXPERTS, fused_parameters, sparse_blocks
 from finetune_trainer.worker.heads import fresh_modules
-from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts
+from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts, as_if_plain
 from finetune_trainer.worker.tuning.names import linear_names
 from finetune_trainer.worker.tuning.prompts import keep_length, refuse_last_token_pooling, train_fresh
 
@@ -54,7 +54,8 @@ def attach_adapter(model: PreTrainedModel, run: RunFile, tokens: Sequence[int], 
     try:
         config = _BUILDERS[kind](model, run, tokens, tokenizer)
         config.task_type = TASK_TYPES.get(run.model.task)
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        with as_if_plain(model):
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise FinetuneError(
             f"{kind} cannot be put on this model: {error}. Its linear layers are {', '.join(linear_names(model))}.",
@@ -92,7 +93,7 @@ def _lora(model: PreTrainedModel, run: RunFile, tokens: Sequence[int], tokenizer
 
 
 def _expert_targets(model: PreTrainedModel, lora: RunLora) -> list[str] | None:
-    """The fused experts by their whole names: PEFT finds quantised ones by no other."""
+    """The fused weights of the experts by the end of their names; None where linear layers hold them."""
     if not lora.experts:
         return None
     if not sparse_blocks(model):
@@ -101,7 +102,7 @@ def _expert_targets(model: PreTrainedModel, lora: RunLora) -> list[str] | None:
             failure_class="InvalidSpec",
             field="spec.tuning.lora.experts",
         )
-    names = [name for _, _, name in fused_parameters(model)]
+    names = sorted({f"{EXPERTS}.{name}" for _, name, _ in fused_parameters(model)})
     if names and (lora.dropout > 0 or lora.variant is LoraVariant.DORA):
         raise FinetuneError(
             "Experts that are held in one weight cannot be adapted with dropout or by DoRA. Set lora.dropout to 0 and "

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
-from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts
+from finetune_trainer.worker.tuning.expert_lora import adapt_quantised_experts, as_if_plain
 from finetune_trainer.worker.tuning.prompts import is_finished_only, loose_weights
 
 WEIGHTS = "adapter_model.safetensors"
@@ -68,7 +68,8 @@ def load_frozen(model: PreTrainedModel, folder: Path) -> PeftModel:
     """model with the adapter in folder, neither of them trainable. Raises as continue_from does."""
     stored, tensors = _config(folder), _weights(folder)
     try:
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        with as_if_plain(model):
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise _broken(f"The adapter does not fit the base model: {error}") from error
     adapt_quantised_experts(adapted)

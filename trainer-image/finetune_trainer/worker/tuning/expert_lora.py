@@ -4,11 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from peft.tuners.lora.layer import ParamWrapper, _LoraFactorsProxy
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from finetune_trainer.worker.experts import expert_state
+from finetune_trainer.worker.experts import expert_state, fused_parameters
+
+
+@contextmanager
+def as_if_plain(model: nn.Module) -> Iterator[None]:
+    """While adapters are attached, 4-bit fused weights look like plain ones of the same shape, without values.
+
+    PEFT names the adapters of a layer's two expert weights by the order in which it finds them, and that order is
+    another one for quantised weights: the file would not fit the unquantised base, or fit it crosswise.
+    """
+    packed = [(m, n, expert_state(m, n)) for m, n, _ in list(fused_parameters(model)) if expert_state(m, n) is not None]
+    kept = []
+    for module, name, state in packed:
+        steps = list(module.parametrizations[name])
+        original = module.parametrizations[name].original
+        parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        setattr(module, name, nn.Parameter(_shape_only(original, state), requires_grad=False))
+        kept.append((module, name, original, steps))
+    try:
+        yield
+    finally:
+        for module, name, original, steps in kept:
+            setattr(module, name, original)
+            for step in steps:
+                parametrize.register_parametrization(module, name, step, unsafe=True)
+
+
+def _shape_only(packed: Tensor, state: Any) -> Tensor:
+    """Shape, number format and device of a quantised weight, at the cost of one number."""
+    return torch.empty((), dtype=state.dtype, device=packed.device).expand(state.shape)
 
 
 class QuantisedExperts(ParamWrapper):
@@ -22,8 +54,8 @@ class QuantisedExperts(ParamWrapper):
     def get_param(self) -> Tensor:
         """A tensor with the weight's shape, number format and device, but without its values."""
         base = self.get_base_layer()
-        state = expert_state(base, self.parameter_name)
-        return base.parametrizations[self.parameter_name].original.new_empty((), dtype=state.dtype).expand(state.shape)
+        packed = base.parametrizations[self.parameter_name].original
+        return _shape_only(packed, expert_state(base, self.parameter_name))
 
     @contextmanager
     def _activate_lora(self, active_adapters: list[str]) -> Iterator[None]:
