@@ -11,7 +11,7 @@ import pytest
 
 from tests.train.data.making import run_file
 
-ROWS = 16_000
+ROWS = 24_000
 _CODE = """
 import json, sys
 from pathlib import Path
@@ -63,6 +63,7 @@ def test_memory_stays_far_below_the_size_of_the_data(tmp_path: Path, suffix: str
     on_disk = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
     held_out = ROWS // 20
     assert (train, validation) == (ROWS - held_out, held_out)
-    assert data > 15e6 and on_disk > 20e6 and seventh == pytest.approx(tokens / 7, rel=0.01)
+    assert data > 20e6 and on_disk > 30e6 and seventh == pytest.approx(tokens / 7, rel=0.01)
     # 8 bytes of each record, one batch, and what the tokenizer keeps of words that it has seen.
+    print(f"memory grew by {peak - before} bytes on {data} bytes of data")
     assert peak - before < 0.5 * data

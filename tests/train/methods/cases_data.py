@@ -17,6 +17,7 @@ _CHATS = [
     for word in ("red", "blue", "green", "black", "white", "grey", "pink", "gold") * 2
 ]
 _FULL = {"type": "Full", "lora": None}
+_SKEWED = [{"text": f"{word} {k}", "label": word[0]} for k in range(12) for word in ("red", *["blue"] * (k % 3))]
 _LEARNS = Learning(
     "loss",
     4.0,
@@ -50,5 +51,15 @@ CASES = (
         {"spread": 0.2, "chat_template": True},
         _CHATS,
         {"tuning": _FULL, "dataset": {"format": "ShareGPT"}, "hyperparameters": {"maxSequenceLength": 128}},
+    ),
+    Case(
+        "classification-balanced",
+        {"family": "bert", "spread": 0.2},
+        _SKEWED,
+        {
+            "model": {"task": "SequenceClassification"},
+            "dataset": {"format": "Labels", "balanceLabels": True},
+            "tuning": _FULL,
+        },
     ),
 )

@@ -181,6 +181,19 @@ def _formula_gradient(root: str) -> Any:
     return _flat_gradient(student)
 
 
+def test_packed_records_have_the_loss_of_single_ones(tmp_path: Path) -> None:
+    case = Case("x", {**CAUSAL.model, "dropout": 0.0}, CAUSAL.rows, CAUSAL.changes, models=CAUSAL.models)
+    settings = {"microBatchSize": 32, "gradientAccumulation": 1, "maxSequenceLength": 128, "totalSteps": 1}
+    found = []
+    for packing in (False, True):
+        work = case.work(tmp_path / str(packing), {"hyperparameters": {**settings, "packing": packing}})
+        assert work.train() == [0], work.logged()
+        found.append([line["loss"] for line in work.metrics() if "loss" in line])
+        said = work.read("artifact/report.json")["data"]["packing"]
+    assert "records do not see one another" in said
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
 # ---- the teacher
 
 

@@ -150,7 +150,7 @@ def _answers_alone_and_together(folder: str) -> bool:
     engine = SimpleNamespace(
         model=auto.from_pretrained(folder),
         args=SimpleNamespace(device=torch.device("cpu")),
-        compute_loss_context_manager=nullcontext,
+        accelerator=SimpleNamespace(autocast=nullcontext),
         supervision=SimpleNamespace(zero_stage=0, heartbeat=SimpleNamespace(long_phase=nullcontext)),
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.job import Benchmark
 from tests.train.methods.case import Case
-from tests.train.worker.runs import Work, in_child, records
+from tests.train.worker.runs import NF4, Work, in_child, records
 
 TEXTS = [{"text": "The capital of France is Paris. hello world"}, {"text": "What is the capital of Spain? Madrid."}]
 QUESTIONS = [
@@ -183,3 +183,26 @@ def test_a_job_of_evaluation_measures_a_base_and_the_adapter_on_it(tmp_path: Pat
     found = work.read("artifact/report.json")["evaluation"]
     assert found["tuned"]["loss"] < found["base"]["loss"] - 0.1
     assert work.read("artifact/report.json")["lineage"]["adapterDigest"] == "sha256:a"
+
+
+@pytest.mark.parametrize("tuning", ["IA3", "LoRA"])
+def test_an_adapter_is_evaluated_in_bf16_on_a_quantised_base(tmp_path: Path, tuning: str) -> None:
+    adapter = {"ia3": {}, "lora": None} if tuning == "IA3" else {}
+    precise = {"hyperparameters": {"totalSteps": 2, "precision": "BF16"}}
+    method = {"tuning": {"type": tuning, **adapter, "quantization": NF4 if tuning == "IA3" else None}}
+    trained = Case("trained", {"spread": 0.2}, records(), {**precise, **method}).work(tmp_path / "t")
+    assert trained.train() == [0], trained.logged()
+    report = trained.read("artifact/report.json")
+    work = evaluating(
+        tmp_path / "w",
+        changes={
+            "model": {"adapter": {"uri": "s3://b/adapter", "access": {}}, "adapterDigest": "sha256:a"},
+            "hyperparameters": {"totalSteps": 0, "learningRate": 0.0, "precision": "BF16"},
+            "tuning": {"type": "Full", "lora": None, "quantization": method["tuning"]["quantization"]},
+        },
+    )
+    shutil.copytree(trained.root / "artifact/adapter", work.root / "inputs/adapter")
+    assert work.train() == [0], work.logged()
+    assert report["evaluation"]["tuned"]["loss"] < report["evaluation"]["base"]["loss"]
+    found = work.read("artifact/report.json")["evaluation"]
+    assert found["tuned"]["loss"] < found["base"]["loss"]

@@ -7,8 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.train.worker.runs import LORA, QLORA, Work, build_engine_in, in_child, run_file, work_for
+from finetune_api.runfile import RunFile
+from tests.train.methods.case import Case, merged
+from tests.train.worker.runs import (
+    FULL,
+    LORA,
+    QLORA,
+    Work,
+    build_engine_in,
+    in_child,
+    made_model,
+    records,
+    run_document,
+    run_file,
+    work_for,
+)
+from tests.train.worker.test_tuning import BY_NAME
 
 
 @pytest.mark.parametrize(
@@ -66,8 +82,8 @@ def _differences(root: str, quantised: bool) -> tuple[float, float]:
     with torch.no_grad():
         before = base(input_ids=ids).logits
         tuned = PeftModel.from_pretrained(base, folder / "artifact/adapter")(input_ids=ids).logits
-        merged = AutoModelForCausalLM.from_pretrained(folder / "artifact/merged")(input_ids=ids).logits
-    return float((merged - tuned).abs().max()), float((before - tuned).abs().max())
+        found = AutoModelForCausalLM.from_pretrained(folder / "artifact/merged")(input_ids=ids).logits
+    return float((found - tuned).abs().max()), float((before - tuned).abs().max())
 
 
 def test_qlora_reports_what_is_held_in_four_bits(tmp_path: Path) -> None:
@@ -155,5 +171,125 @@ def test_a_run_without_held_out_records_reports_that(tmp_path: Path) -> None:
     work: Work = work_for(tmp_path / "w", validationFraction=None)
     assert work.train() == [0], work.logged()
     result = work.read("state/result.json")
-    assert (result["artifact"], result["baseEvalLoss"], result["evalLoss"], result["step"]) == ("adapter", None, None, 4)
+    assert (result["artifact"], result["baseEvalLoss"], result["evalLoss"], result["step"]) == (
+        "adapter",
+        None,
+        None,
+        4,
+    )
     assert "No records were held out" in (work.root / "artifact/report.md").read_text()
+
+
+def test_a_large_model_is_written_in_shards_that_load_plainly(tmp_path: Path) -> None:
+    document = merged(run_document(), {"tuning": {"type": "Full", "lora": None}, "output": {"maxShardSizeGiB": 1e-4}})
+    work = Work.make(tmp_path / "w", RunFile.from_json(document), made_model())
+    assert work.train() == [0], work.logged()
+    folder = work.root / "artifact/model"
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert sorted(set(index["weight_map"].values())) == shards
+    assert in_child(_counts, str(folder)) == work.read("artifact/report.json")["parameters"]["total"]
+
+
+def _counts(folder: str) -> int:
+    from transformers import AutoModelForCausalLM
+
+    return sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+@pytest.mark.parametrize(("artifact", "changes"), [("adapter", {"mergeAdapter": True}), ("model", FULL)])
+def test_the_card_says_where_the_artifact_comes_from_and_how_to_load_it(
+    tmp_path: Path, artifact: str, changes: dict[str, Any]
+) -> None:
+    work = work_for(tmp_path / "w", **changes)
+    assert work.train() == [0], work.logged()
+    text = (work.root / "artifact" / artifact / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["base_model"] == "tiny/llama"
+    assert front["pipeline_tag"] == "text-generation"
+    assert front["library_name"] == ("peft" if artifact == "adapter" else "transformers")
+    assert "# team-a/tiny-0f0e0d0c" in text, "the model's ID is the run's own"
+    assert work.read("artifact/report.json")["modelId"] == "team-a/tiny-0f0e0d0c"
+    loss = work.read("state/result.json")["evalLoss"]
+    for said in ("`s3://b/train.jsonl`", "`sha256:d`", "`sha256:m`", work.run.digest(), f"| loss | {loss:.6g} |"):
+        assert said in text
+    assert str(work.root) not in text
+    if artifact == "adapter":
+        merged_card = (work.root / "artifact/merged/README.md").read_text()
+        assert 'AutoModelForCausalLM.from_pretrained("merged")' in merged_card
+        assert 'PeftModel.from_pretrained(base, "adapter")' in text
+
+
+def test_a_soft_prompt_cannot_be_merged(tmp_path: Path) -> None:
+    work = BY_NAME["prompt"].work(tmp_path / "w", {"output": {"mergeAdapter": True}})
+    assert work.train() == [64]
+    error = work.read("state/error-0.json")
+    assert error["field"] == "spec.output.mergeAdapter"
+    assert "nothing to merge" in error["message"]
+    assert not (work.root / "artifact").exists() or not list((work.root / "artifact").glob("**/*.safetensors"))
+
+
+def test_ia3_merges_into_the_base(tmp_path: Path) -> None:
+    changes = {"output": {"mergeAdapter": True}, "hyperparameters": {"learningRate": 5e-2}}
+    for family in ("llama", "gpt2"):
+        case = Case("ia3", {"family": family, "spread": 0.1, "width": 64}, records(), BY_NAME["ia3"].changes)
+        work = case.work(tmp_path / family, changes)
+        assert work.train() == [0], work.logged()
+        difference, from_base = in_child(_differences, str(work.root), False)
+        assert difference < 1e-4
+        assert from_base > 1e-2
+
+
+CLASSES = [
+    {"text": f"say {word} {i}", "label": "warm" if word == "red" else "cold"}
+    for i in range(8)
+    for word in ("red", "blue")
+]
+
+
+@pytest.mark.parametrize("name", ["ia3", "prompt", "ptuning", "prefix"])
+def test_a_classifier_head_and_a_fresh_pooler_are_saved_with_the_adapter(tmp_path: Path, name: str) -> None:
+    changes = {
+        "model": {"task": "SequenceClassification"},
+        "dataset": {"format": "Labels"},
+        "tuning": BY_NAME[name].changes["tuning"],
+        "hyperparameters": {"learningRate": 5e-2},
+        "checkpoint": {"everySteps": 2},
+    }
+    case = Case("classifier", {"family": "bert"}, CLASSES, changes)
+    work = case.work(tmp_path / "w")
+    assert work.train() == [0], work.logged()
+    found = in_child(_plain_classes, str(work.root))
+    lines = (work.root / "artifact/predictions.jsonl").read_text().splitlines()
+    reported = [line["tunedProbabilities"] for line in map(json.loads, lines)]
+    assert len(reported) == len(found) > 0
+    for ours, theirs in zip(reported, found, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    resumed = work.resumed_from(work, 2, tmp_path / "resumed")
+    assert resumed.train() == [0], resumed.logged()
+    assert resumed.losses("checkpoints/step-4") == work.losses("checkpoints/step-4")
+
+
+def _plain_classes(root: str) -> list[dict[str, float]]:
+    """Probabilities of the held-out records by the adapter on the plain base, in the order of the report."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    from finetune_trainer.data import load_dataset
+
+    folder = Path(root)
+    config = AutoConfig.from_pretrained(folder / "artifact/adapter")
+    torch.manual_seed(99)  # whatever the adapter does not bring is drawn anew
+    base = AutoModelForSequenceClassification.from_pretrained(folder / "inputs/model", config=config)
+    model = PeftModel.from_pretrained(base, folder / "artifact/adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "artifact/adapter")
+    run = RunFile.from_json(json.loads((folder / "run.json").read_text()))
+    found = []
+    for example in load_dataset(run, folder / "inputs", tokenizer).validation:
+        ids = torch.from_numpy(example.input_ids.astype("int64"))[None]
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        found.append({config.id2label[i]: float(p) for i, p in enumerate(logits.softmax(-1))})
+    return found

@@ -149,6 +149,24 @@ def test_a_float_mask_that_loses_the_sliding_window_is_not_taken() -> None:
     assert float_mask is not None and "a record differs" in float_mask
 
 
+def _ways_in_16_bits() -> list[str | None]:
+    import torch
+
+    from finetune_trainer.worker.packing import prove_isolation
+    from tests.train.models import tiny_model
+
+    cpu = torch.device("cpu")
+    return [
+        prove_isolation([tiny_model(family)], "sdpa", dtype, cpu).isolation
+        for family in ("llama", "opt")
+        for dtype in (torch.bfloat16, torch.float16)
+    ]
+
+
+def test_rounding_to_16_bits_is_no_leak_and_hides_none() -> None:
+    assert in_child(_ways_in_16_bits) == ["Positions", "Positions", "FloatMask", "FloatMask"]
+
+
 def _packed_gradient(family: str) -> float:
     """Relative difference of the gradients of packed and of single records, as an objective collates both."""
     import numpy as np
@@ -213,3 +231,20 @@ def test_two_ranks_pack_alike_and_the_sample_is_printed_with_its_mask(tmp_path: 
     losses = [[line["loss"] for line in w.metrics() if "loss" in line] for w in (work, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert "\\u27e6" in work.logged() and '"value": "Positions: ' in work.logged()
+
+
+@pytest.mark.parametrize("setting", ["packing", "groupByLength"])
+def test_a_resumed_run_goes_on_exactly_where_records_are_packed_or_grouped(tmp_path: Path, setting: str) -> None:
+    def with_setting(work: Work) -> Work:
+        document = work.run.to_json()
+        document["hyperparameters"][setting] = True
+        document["checkpoint"]["keepLast"] = 5
+        return Work(work.root, type(work.run).from_json(document))
+
+    rows = records(36)
+    whole = with_setting(work_for(tmp_path / "whole", rows=rows, totalSteps=6, saveSteps=2, microBatchSize=1))
+    assert whole.train() == [0], whole.logged()
+    rest = whole.resumed_from(whole, 4, tmp_path / "rest")
+    assert rest.train() == [0], rest.logged()
+    assert [step for step, *_ in rest.losses("checkpoints/step-6")] == [1, 2, 3, 4, 5, 6]
+    assert rest.losses("checkpoints/step-6") == whole.losses("checkpoints/step-6")

@@ -165,17 +165,18 @@ def same_weights(first: str, second: str) -> bool:
     return found[0].keys() == found[1].keys() and all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
 
-def test_the_reference_is_the_start_whatever_is_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_reference_is_the_start_whatever_is_trained(tmp_path: Path, autocast: bool) -> None:
     work = _BY_NAME["dpo-lora"].work(tmp_path / "w", {"tuning": {"lora": {"dropout": 0.3}}})
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
-    before, within, after, training, dropouts = in_child(_through_a_change, str(work.root))
+    before, within, after, training, dropouts = in_child(_through_a_change, str(work.root), autocast)
     assert within == before
     assert after != before
     assert training is True, "the policy goes on training as it was"
     assert dropouts == {0.0}, "the ratio of policy and reference would measure its noise"
 
 
-def _through_a_change(root: str) -> tuple[list[float], list[float], list[float], bool, set[float]]:
+def _through_a_change(root: str, autocast: bool) -> tuple[list[float], list[float], list[float], bool, set[float]]:
     import torch
 
     engine = build_engine_in(root)
@@ -185,16 +186,30 @@ def _through_a_change(root: str) -> tuple[list[float], list[float], list[float],
         with torch.no_grad():
             return engine.model(input_ids=ids).logits.flatten().tolist()
 
-    before = logits()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        before = logits()
     for p in engine.model.parameters():
         if p.requires_grad:
             p.data += 0.1
-    after = logits()
     engine.model.train()
-    with engine.objective.reference.in_force():
-        within = logits()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        after = logits()
+        with engine.objective.reference.in_force():
+            within = logits()
+        assert logits() == after, "the policy is back"
     dropouts = {module.p for module in engine.model.modules() if isinstance(module, torch.nn.Dropout)}
     return before, within, after, engine.model.training, dropouts
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    """Though the weights are the reference's for a while between the passes forward and backward."""
+    losses = []
+    for on in (False, True):
+        work = _BY_NAME["dpo-full"].work(tmp_path / str(on), {"hyperparameters": {"gradientCheckpointing": on}})
+        assert work.train() == [0], work.logged()
+        losses.append([line[name] for line in work.metrics() if "loss" in line for name in ("loss", "gradNorm")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert len(losses[0]) == 2 * 4
 
 
 def test_kto_is_refused_for_steps_of_one_record(tmp_path: Path) -> None:

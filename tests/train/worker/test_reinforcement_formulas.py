@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -220,3 +221,24 @@ def _no_reference() -> str | None:
     except FinetuneError as error:
         return error.field
     return None
+
+
+def test_steps_that_share_completions_see_the_same_prompts_also_at_the_end_of_an_epoch() -> None:
+    steps, lengths = in_child(_repeated_steps)
+    assert lengths == [12, 12], "two ranks, three steps of two passes each twice"
+    assert [len(records) for records in steps] == [8, 8, 8, 8, 3, 3]
+    assert steps[0::2] == steps[1::2]
+    assert sorted(chain(*steps[0::2])) == list(range(19))
+
+
+def _repeated_steps() -> tuple[list[list[int]], list[int]]:
+    """Records of each step of an epoch, and how many micro batches each rank has."""
+    from finetune_trainer.worker.batches import Split, StepBatches
+
+    ranks = []
+    for rank in range(2):
+        batches = StepBatches([5 + k % 7 for k in range(19)], Split(2, 2, rank, 2), seed=5, repeats=2)
+        ranks.append(list(batches))
+        assert len(ranks[-1]) == len(batches)
+    passes = [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)]
+    return [sorted(passes[k] + passes[k + 1]) for k in range(0, len(passes), 2)], [len(own) for own in ranks]

@@ -201,6 +201,31 @@ def test_two_ranks_train_on_completions_of_their_own(tmp_path: Path) -> None:
         assert files[0].read_bytes() != files[1].read_bytes()
 
 
+SHARDED = [
+    pytest.param("ppo-lora", 3, id="PPO, ZeRO-3"),
+    pytest.param("ppo-lora", 2, id="PPO, ZeRO-2", marks=pytest.mark.slow),
+    pytest.param("grpo-lora", 3, id="GRPO, ZeRO-3", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "stage"), SHARDED)
+def test_ranks_that_shard_the_weights_draw_train_and_resume_to_the_bit(tmp_path: Path, name: str, stage: int) -> None:
+    changes = {
+        "hyperparameters": {"zeroStage": stage, "totalSteps": 4},
+        "checkpoint": {"everySteps": 3},
+        "resources": {"processesPerNode": 2},
+    }
+    whole = _BY_NAME[name].work(tmp_path / "whole", changes)
+    assert whole.train() == [0, 0], whole.logged()
+    resumed = whole.resumed_from(whole, 3, tmp_path / "resumed")
+    assert resumed.train() == [0, 0], resumed.logged()
+    last = "checkpoints/step-4"
+    assert resumed.losses(last) == whole.losses(last)
+    assert [step for step, _, _ in resumed.losses(last)] == [1, 2, 3, 4]
+    rewards = [[entry["reward"] for entry in _history(work, 4) if "reward" in entry] for work in (whole, resumed)]
+    assert rewards[0] == rewards[1]
+
+
 def _history(work: Work, step: int) -> list[dict[str, Any]]:
     return work.read(f"checkpoints/step-{step}/trainer_state.json")["log_history"]
 

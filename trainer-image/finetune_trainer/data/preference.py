@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.job import LossOn, Truncation
 from finetune_trainer.data.chat import ChatError
-from finetune_trainer.data.encode import IGNORED, Encoder, Encoding, _without_oldest, as_array
+from finetune_trainer.data.encode import Encoder, Encoding, _without_oldest, as_array
 from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.kinds import EncodedExample, EncodedJudged, EncodedPair
 from finetune_trainer.data.records import BadRecord
@@ -161,10 +161,3 @@ class JudgedEncoder:
         """The text, the completion between ⟦ and ⟧, and how it is judged."""
         word = "desirable" if item.desirable else "undesirable"
         return f"{word}: {self._completions.show(item.input_ids, item.labels)}"
-
-
-def completion_ids(item: EncodedJudged) -> list[int]:
-    """The tokens of the completion, its end token included."""
-    return [
-        token for token, label in zip(item.input_ids.tolist(), item.labels.tolist(), strict=True) if label != IGNORED
-    ]

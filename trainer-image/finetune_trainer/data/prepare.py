@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ MAX_SHARE_WITHOUT_LOSS = 0.05
 """Largest share of records that may have nothing left to learn after the cut; they are left out and counted."""
 _FORM = 1
 """Of what is written: a cache of another form is not read."""
-_BATCH = 256
+_BATCH_RECORDS = 256
+_BATCH_CHARACTERS = 1 << 16
 _ENDLESS = 1 << 40
 
 Found = tuple[str, int, Example | BadRecord]
@@ -320,8 +321,18 @@ def _encode_all(encoder: RecordEncoder, examples: list[Example]) -> list[Encodin
 
 
 def _batches(found: Iterable[Found]) -> Iterator[list[Found]]:
-    iterator = iter(found)
-    while batch := list(islice(iterator, _BATCH)):
+    """What is encoded at once: some records, or few long ones, because the tokenizer keeps 100 bytes of each token."""
+    batch: list[Found] = []
+    characters = 0
+    for part, number, item in found:
+        batch.append((part, number, item))
+        if isinstance(item, Example):
+            turns = (*item.turns, *item.chosen, *item.rejected)
+            characters += sum(len(turn.text) for turn in turns) + sum(len(word) for word in item.words)
+        if len(batch) == _BATCH_RECORDS or characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 

@@ -24,7 +24,7 @@ HEADER = "header.json"
 _KINDS = {kind.__name__: kind for kind in kinds.ITEMS}
 # Beside the fields: tokens and tokens in the loss of each item, for statistics of any choice of rows.
 _TOKENS, _LOSS = "tokens", "lossTokens"
-_FLUSH_TOKENS = 1 << 17
+_FLUSH_TOKENS = 1 << 16
 
 
 class TableWriter:

@@ -123,7 +123,7 @@ class StepBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = self._order()
         for start in range(0, len(order), self.split.step_size):
-            step = sorted(order[start : start + self.split.step_size], key=lambda i: -self.lengths[i])
+            step = sorted(map(int, order[start : start + self.split.step_size]), key=lambda i: -self.lengths[i])
             # The library counts the passes of a step, so that a repeated one has to have all of them, if empty.
             length = len(step) if self.repeats == 1 else self.split.step_size
             for _ in range(self.repeats):
@@ -131,12 +131,12 @@ class StepBatches(Sampler[list[int]]):
                     mine = first + self.split.rank * self.split.micro_batch
                     yield step[mine : min(mine + self.split.micro_batch, first + self.split.pass_size)]
 
-    def _order(self) -> list[int]:
+    def _order(self) -> Sequence[int]:
         """The records of the epoch in the order of its steps: as many as there are."""
         if self.seed is None:
-            return list(range(len(self.lengths)))
+            return range(len(self.lengths))
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order: Sequence[int] = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.labels is not None and self.split.balance_labels:
             order = balanced(order, self.labels)
         if self.split.group_by_length:
@@ -151,7 +151,7 @@ def balanced(order: Sequence[int], labels: Sequence[int]) -> list[int]:
     """
     by_label: dict[int, list[int]] = {}
     for record in order:
-        by_label.setdefault(int(labels[record]), []).append(record)
+        by_label.setdefault(int(labels[record]), []).append(int(record))
     turns = [cycle(by_label[label]) for label in sorted(by_label)]
     # Label after label, so that a step has them in equal shares too.
     return [next(turns[k % len(turns)]) for k in range(len(order))]
@@ -190,7 +190,9 @@ class EpochLoader(DataLoader[Any]):
         repeats: int = 1,
     ) -> None:
         """length: tokens of an item. collate: items as a batch; it is given no items where a rank has none left."""
-        lengths = _column(items, "lengths") or [length(item) for item in items]
+        # A table knows the lengths of its items without reading them.
+        known = getattr(items, "lengths", None)
+        lengths = [length(item) for item in items] if known is None else known
         labels = _labels(items) if split.balance_labels and seed is not None else None
         redrawn = items if isinstance(items, Redrawn) else None
         batches = StepBatches(lengths, split, seed=seed, repeats=repeats, labels=labels, redrawn=redrawn)
@@ -204,12 +206,6 @@ class EpochLoader(DataLoader[Any]):
         self.batch_sampler.set_epoch(epoch)
 
 
-def _column(items: Sequence[Any], name: str) -> list[int] | None:
-    """A column that a table knows without reading its items."""
-    found = getattr(items, name, None)
-    return None if found is None else found.tolist()
-
-
 def _labels(items: Sequence[Any]) -> list[int]:
     """The class of each item."""
-    return items.column("label").tolist() if hasattr(items, "column") else [item.label for item in items]
+    return items.column("label") if hasattr(items, "column") else [item.label for item in items]

@@ -36,7 +36,7 @@ def base_name(run: RunFile) -> str:
     The stock libraries resolve the first two by themselves; for s3:// and pvc:// the user loads the base first.
     """
     uri = parse_uri(run.model.source.uri, field="model.uri")
-    return {"hf": uri.container, "file": uri.path}.get(uri.scheme, str(uri))
+    return {"hf": uri.container, "file": str(local_path(uri))}.get(uri.scheme, str(uri))
 
 
 def write_card(run: RunFile, artifact: str, metrics: Mapping[str, float], *, labels: int | None = None) -> str:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from finetune_api.failures import FinetuneError
 from finetune_api.job import Precision, Task
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir, write_whole
@@ -111,7 +110,7 @@ def export_merged(adapter: Path, folder: Path, run: RunFile, work: WorkDir, load
     """Write base and adapter as one model. A quantised base is dequantised first: merging into 4 bit drifts.
 
     Base and adapter are read from their files again, so that what is merged is what was published. load: the base for
-    the run's task, in a number format. Raises InvalidSpec for a soft prompt, which is no change of any weight.
+    the run's task, in a number format.
     """
     if run.hyperparameters.zero_stage == 3:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -119,14 +118,7 @@ def export_merged(adapter: Path, folder: Path, run: RunFile, work: WorkDir, load
         unset_hf_deepspeed_config()  # else the base would be sharded again
     model = dequantise(load(weight_type(run)), weight_type(run))
     use_cache = getattr(model.config, "use_cache", True)
-    adapted = PeftModel.from_pretrained(model, str(adapter))
-    if adapted.active_peft_config.is_prompt_learning:
-        raise FinetuneError(
-            f"{run.tuning.type} changes no weight of the base, so there is nothing to merge. Set mergeAdapter to false.",
-            failure_class="InvalidSpec",
-            field="spec.output.mergeAdapter",
-        )
-    merged = adapted.merge_and_unload()
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.config.use_cache = use_cache
     merged.save_pretrained(str(folder), max_shard_size=_shard_bytes(run))
     copy_companions(run, work, folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def load_base(
     quantization = run.tuning.quantization
     device = None if run.hyperparameters.zero_stage == 3 else device
     keep = True
-    try:
+    with _reading(run):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_quantised_files(config, run)
         options = load_options(quantization, config, device)
@@ -101,6 +103,23 @@ def load_base(
             output_loading_info=True,
             **options,
         )
+    missing = _require_complete(info, head)
+    if head.new:
+        make_fresh(model, missing, keep=keep, head=head, seed=run.hyperparameters.seed)
+        _require_trained_head(model, run)
+    finish_quantization(model, quantization, device)
+    return model
+
+
+@contextmanager
+def _reading(run: RunFile) -> Iterator[None]:
+    """Errors of the library are told as ours; its table of weights that differ is not printed, for each of them is
+    either named by the head or an error."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
     except (OSError, KeyError) as error:
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
     except (ValueError, ImportError) as error:
@@ -111,12 +130,8 @@ def load_base(
                 field="spec.model.attention",
             ) from error
         raise _unsupported(f"The base model cannot be loaded: {error}") from error
-    missing = _require_complete(info, head)
-    if head.new:
-        make_fresh(model, missing, keep=keep, head=head, seed=run.hyperparameters.seed)
-        _require_trained_head(model, run)
-    finish_quantization(model, quantization, device)
-    return model
+    finally:
+        logger.setLevel(level)
 
 
 def _attention(run: RunFile, head: Head, config: Any) -> str:

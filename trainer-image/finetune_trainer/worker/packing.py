@@ -36,8 +36,11 @@ _WINDOW = 4
 _SPREAD = 0.2
 """Weights large enough that a leak is far above rounding."""
 _SEED = 20_251
-# A leak is seen beside what plain attention over the whole sequence lets through, which counts as 1.
+# Both are seen beside what plain attention over the whole sequence lets through, which counts as 1. A record that is
+# packed is worked out in another order than alone, which 16 bits round otherwise (0.017 was seen in BF16 on CPU); a lost
+# window or wrong positions differ by about 1.
 _LEAK = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+_DIFFERENCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,12 @@ def leak_of(model: PreTrainedModel, way: Isolation) -> str | None:
         return f"refused ({str(error).splitlines()[0][:80] if str(error) else type(error).__name__})"
     if not float(control) > 0:
         return "plain attention shows no influence to compare with"
-    allowed = _LEAK[model.dtype] * float(control)
-    for what, difference in (("changes with the record before it", packed - changed), ("differs", packed - alone)):
-        if not float(difference.abs().max()) <= allowed:
-            share = float(difference.abs().max()) / float(control)
+    for what, difference, allowed in (
+        ("changes with the record before it", packed - changed, _LEAK[model.dtype]),
+        ("differs from itself alone", packed - alone, _DIFFERENCE[model.dtype]),
+    ):
+        share = float(difference.abs().max()) / float(control)
+        if not share <= allowed:  # nan is no proof either
             return f"a record {what} ({share:.2g} of an open mask's)"
     return None
 

@@ -58,6 +58,8 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
 
     if evaluates_only(run):
+        # What the library does before the first step: passes by autocast, but no gradients to share.
+        engine.model_wrapped = engine.accelerator.prepare_model(engine.model, evaluation_mode=True)
         boundary_of(engine).measure_base()
     else:
         engine.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -177,7 +179,6 @@ def measure(engine: Engine, run: RunFile) -> Outcome:
         known = _known(engine)
         if boundary.best.keep and take_best(engine):
             known, step = None, engine.supervision.carry.best_steps[0]
-        engine.objective.release(engine)
         tuned = measurer.measure(engine, known)
     outcome = Outcome.of(engine, measurer, base, tuned, step)
     engine.supervision.progress.update(eval_loss=outcome.eval_loss)

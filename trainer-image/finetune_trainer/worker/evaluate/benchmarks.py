@@ -74,7 +74,7 @@ def run_benchmarks(engine: Any, run: RunFile, tokenizer: Any) -> dict[str, float
     model = engine.model
     was_training = model.training
     model.eval()
-    with engine.supervision.heartbeat.long_phase(), engine.compute_loss_context_manager():
+    with engine.supervision.heartbeat.long_phase(), engine.accelerator.autocast():
         found = _score(model, tokenizer, tasks, run)
     model.train(was_training)
     return found

@@ -56,7 +56,8 @@ class Generator:
         config = self._config(model, 0 if encodes else ids.shape[1])
         if config.max_new_tokens < 1:
             return [""] * len(prompts)
-        with engine.compute_loss_context_manager():
+        # Autocast is put round the outermost forward only, which generate of an adapter's model passes by.
+        with engine.accelerator.autocast():
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

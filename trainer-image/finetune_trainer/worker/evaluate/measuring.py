@@ -109,7 +109,7 @@ class Measurer:
         for start in range(0, count, size):
             engine.supervision.heartbeat.beat()
             part = [self.items[k] for k in range(start, min(start + size, count))]
-            with engine.compute_loss_context_manager():
+            with engine.accelerator.autocast():
                 rows = objective.predict(model, engine._prepare_inputs(objective.collate(part)))
             if not rows:
                 break

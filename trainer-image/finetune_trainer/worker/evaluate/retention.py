@@ -39,7 +39,7 @@ def retention_metrics(engine: Any, run: RunFile, tokenizer: Any) -> dict[str, fl
         engine.supervision.heartbeat.beat()
         batch = engine._prepare_inputs(pad_sequences(blocks[start : start + size]))
         labels = batch.pop("labels")
-        with engine.compute_loss_context_manager():
+        with engine.accelerator.autocast():
             total += float(next_token_loss_sum(model(**batch).logits, labels))
         tokens += int(counted_tokens(labels))
     model.train(was_training)

@@ -103,9 +103,6 @@ class Objective(ABC):
     def load_state(self, folder: Path) -> None:  # noqa: B027
         """Take up what save_state wrote, after the model's weights; raises CheckpointInvalid."""
 
-    def release(self, engine: Any) -> None:  # noqa: B027
-        """Called once, after the last step: take off the model what is not to be exported."""
-
     # ---- the loss
 
     def tokens(self, batch: Batch) -> int:

@@ -89,10 +89,13 @@ class ReferencePolicy:
                         start = start.to(p.device, p.dtype)
                         self._start[number] = (p, start)
                         p.data = start
+                    # Autocast keeps 16-bit copies of weights by their name, not by what is in them.
+                    torch.clear_autocast_cache()
                     yield self.model
                 finally:
                     for (p, _), data in zip(self._start, current, strict=True):
                         p.data = data
+                    torch.clear_autocast_cache()
         self.model.train(was_training)
 
 

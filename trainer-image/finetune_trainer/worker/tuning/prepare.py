@@ -19,6 +19,7 @@ from finetune_trainer.worker.tokenizers import added_ids, tokenizer_folder
 from finetune_trainer.worker.tuning.adapters import attach_adapter
 from finetune_trainer.worker.tuning.earlier import continue_from, load_frozen
 from finetune_trainer.worker.tuning.full import choose_trainable
+from finetune_trainer.worker.tuning.prompts import without_prompt
 
 SOFT_PROMPTS = (TuningType.PROMPT_TUNING, TuningType.P_TUNING, TuningType.PREFIX_TUNING)
 
@@ -76,6 +77,11 @@ def check_settings(model: PreTrainedModel, run: RunFile) -> None:
             "QLoRA.",
             "model.tokenizer.addSpecialTokens",
         )
+    if tuning.type in SOFT_PROMPTS and run.output.merge_adapter:
+        raise _invalid(
+            f"{tuning.type} changes no weight of the base, so there is nothing to merge. Set mergeAdapter to false.",
+            "output.mergeAdapter",
+        )
     if tuning.type in SOFT_PROMPTS and tuning.soft_prompt is not None:
         _check_positions(model, run, tuning.soft_prompt.virtual_tokens)
 
@@ -106,7 +112,9 @@ def hold_master_weights(model: nn.Module, run: RunFile) -> None:
 
 def as_base(model: nn.Module) -> AbstractContextManager[Any]:
     """A context in which model computes as the untuned base does; Full is its own base until it trains."""
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
+    if not isinstance(model, PeftModel):
+        return nullcontext()
+    return without_prompt(model) if model.active_peft_config.is_prompt_learning else model.disable_adapter()
 
 
 def _invalid(message: str, field: str) -> FinetuneError:

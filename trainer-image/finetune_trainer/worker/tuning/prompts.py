@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def _cut(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output
     if output.logits.shape[1] > text.shape[1]:
         output.logits = output.logits[:, -text.shape[1] :]
     return output
+
+
+@contextmanager
+def without_prompt(model: PeftModel) -> Iterator[None]:
+    """A context in which model computes without its prompt. PEFT's own asks every model for a way to generate."""
+    names = [name for name in ("forward", "generate") if hasattr(model.base_model, name)]
+    for name in names:
+        setattr(model, name, getattr(model.base_model, name))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(model, name)
 
 
 def refuse_last_token_pooling(model: PreTrainedModel, run: RunFile) -> None:
