@@ -83,7 +83,21 @@ def tiny_model(
     """
     import torch
 
-    made_of = (family, chat_template, dtype, width, layers, vocabulary, tied, spread, positions, *labels, *tags, dropout, seed)
+    made_of = (
+        family,
+        chat_template,
+        dtype,
+        width,
+        layers,
+        vocabulary,
+        tied,
+        spread,
+        positions,
+        *labels,
+        *tags,
+        dropout,
+        seed,
+    )
     folder = _root() / "-".join(map(str, made_of))
     write_tokenizer(folder, chat_template=chat_template, mask=family in ENCODERS)
     state = torch.random.get_rng_state()

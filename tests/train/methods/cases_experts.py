@@ -11,7 +11,7 @@ FUSED = ("mixtral", "qwen2_moe", "qwen3_moe")
 NF4_32 = {**NF4, "computeType": "FP32"}
 EXPERTS = {"lora": {**LORA, "experts": True}}
 _LEARNS = Learning(
-    "loss", 6.0, 2.5, higher=False, changes={"hyperparameters": {"totalSteps": 120, "microBatchSize": 4}}
+    "loss", 6.0, 2.5, higher=False, changes={"hyperparameters": {"totalSteps": 60, "microBatchSize": 4}}
 )
 
 

@@ -313,8 +313,8 @@ def build_engine_in(root: str) -> Any:
     from finetune_trainer.agent.workdir import WorkDir
     from finetune_trainer.data import load_dataset
     from finetune_trainer.worker.heartbeat import Heartbeat
-    from finetune_trainer.worker.tokenizers import prepare_tokenizer
     from finetune_trainer.worker.ranks import Ranks
+    from finetune_trainer.worker.tokenizers import prepare_tokenizer
     from finetune_trainer.worker.train import build_engine, supervise
 
     work = WorkDir(Path(root))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from finetune_api.job import Task
 from finetune_api.runfile import RunFile
 from finetune_api.uri import parse_uri
+from finetune_trainer.sources.places import local_path
 
 AUTO_CLASSES = {
     Task.CAUSAL_LM: "AutoModelForCausalLM",
