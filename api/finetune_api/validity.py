@@ -200,14 +200,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "hyperparameters.zeroStage",
-        "a teacher or reference model beside sharded weights is not tested; choose 0 or 2",
-        objective=(_O.DISTILLATION, _O.DPO, _O.KTO),
-        zero_stage=(3,),
-    ),
-    Rule(
-        "hyperparameters.zeroStage",
-        "random initialisation of sharded weights is not tested; choose 0 or 2",
-        objective=(_O.PRETRAIN,),
+        "3 shards the weights of which Full needs a second copy as the reference; choose 0 or 2, or tuning.type LoRA",
+        objective=(_O.DPO, _O.KTO),
+        tuning=(_T.FULL,),
         zero_stage=(3,),
     ),
     # precision

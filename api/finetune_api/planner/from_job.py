@@ -12,7 +12,17 @@ from finetune_api.status import ConditionType, FineTuneJobStatus, ResolvedModel
 BASE = "model"
 TEACHER = "objective.distillation.teacher"
 # Objectives that can start from a base with an adapter on it; the others need a whole model.
-TAKES_ADAPTER = (ObjectiveType.SUPERVISED, ObjectiveType.ORPO, ObjectiveType.EVALUATION)
+TAKES_ADAPTER = (
+    ObjectiveType.SUPERVISED,
+    ObjectiveType.EVALUATION,
+    ObjectiveType.DPO,
+    ObjectiveType.ORPO,
+    ObjectiveType.KTO,
+    ObjectiveType.PPO,
+    ObjectiveType.GRPO,
+)
+# Those of them whose reference is base and adapter as they were at the start, which stage 3 would shard.
+KEEPS_ITS_START = (ObjectiveType.DPO, ObjectiveType.KTO)
 
 
 class NotFinished(Exception):

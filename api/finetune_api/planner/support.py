@@ -24,10 +24,10 @@ from finetune_api.job import (
 )
 from finetune_api.metrics import check_metrics, offered_metrics
 from finetune_api.model import FurtherModel
-from finetune_api.planner.from_job import TAKES_ADAPTER
+from finetune_api.planner.from_job import KEEPS_ITS_START, TAKES_ADAPTER
 from finetune_api.planner.objective import REINFORCEMENTS
 from finetune_api.planner.pretrain import NOISED
-from finetune_api.planner.tuning import SOFT_PROMPTS, quantization_type
+from finetune_api.planner.tuning import SOFT_PROMPTS, WITHOUT_DROPOUT, quantization_type
 from finetune_api.validity import Cell, refusing
 
 # Fields with some values that work. docs/supported.md is generated from this table and the next.
@@ -159,6 +159,11 @@ def _model(spec: FineTuneJobSpec) -> Found:
         yield path, f"{path}: Full trains the base itself; choose the merged model as model.uri"
     elif spec.objective_type not in TAKES_ADAPTER:
         yield path, f"{path}: {spec.objective_type} starts from a whole model; choose the merged model as model.uri"
+    elif spec.objective_type in KEEPS_ITS_START and _value(spec, "hyperparameters.zeroStage") == 3:
+        yield (
+            path,
+            f"{path}: stage 3 would shard the start that {spec.objective_type} compares with; choose zeroStage 2",
+        )
 
 
 def _revision(model: FurtherModel, path: str) -> Found:
@@ -249,6 +254,12 @@ def _tuning(spec: FineTuneJobSpec) -> Found:
     if spec.tuning is None:
         return
     prompt, quantization, ia3 = spec.tuning.soft_prompt, spec.tuning.quantization, spec.tuning.ia3
+    if spec.tuning.lora is not None and spec.tuning.lora.dropout and spec.objective_type in WITHOUT_DROPOUT:
+        path = "tuning.lora.dropout"
+        yield (
+            path,
+            f"{path}: {spec.objective_type} compares two passes, and dropout would be their difference; remove it",
+        )
     if prompt is not None and prompt.projection is not None and spec.tuning.type != TuningType.PREFIX_TUNING:
         path = "tuning.softPrompt.projection"
         yield path, f"{path} belongs to PrefixTuning; remove it"

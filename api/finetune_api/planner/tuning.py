@@ -10,6 +10,7 @@ from finetune_api.job import (
     Lora,
     LoraBias,
     LoraVariant,
+    ObjectiveType,
     Quantization,
     QuantizationType,
     SoftPrompt,
@@ -21,6 +22,8 @@ from finetune_api.runfile import RunFull, RunIa3, RunLora, RunQuantization, RunS
 
 LOW_RANK = (TuningType.LORA, TuningType.QLORA)
 SOFT_PROMPTS = (TuningType.PROMPT_TUNING, TuningType.P_TUNING, TuningType.PREFIX_TUNING)
+WITHOUT_DROPOUT = (ObjectiveType.DPO, ObjectiveType.KTO, ObjectiveType.PPO, ObjectiveType.GRPO)
+"""Objectives that compare two passes of the same text."""
 DEFAULT_RANK = 16
 DEFAULT_VIRTUAL_TOKENS = 20
 
@@ -34,7 +37,7 @@ def tuning(spec: FineTuneJobSpec, ledger: Ledger) -> RunTuning:
     kind = given.type
     return RunTuning(
         type=kind,
-        lora=_lora(given.lora or Lora(), ledger) if kind in LOW_RANK else None,
+        lora=_lora(given.lora or Lora(), spec.objective_type, ledger) if kind in LOW_RANK else None,
         ia3=_ia3(given.ia3 or Ia3(), ledger) if kind == TuningType.IA3 else None,
         soft_prompt=_soft_prompt(kind, given.soft_prompt or SoftPrompt(), ledger) if kind in SOFT_PROMPTS else None,
         full=_full(given.full, ledger) if given.full is not None else None,
@@ -71,13 +74,18 @@ def quantization(spec: FineTuneJobSpec, ledger: Ledger) -> RunQuantization | Non
     )
 
 
-def _lora(given: Lora, ledger: Ledger) -> RunLora:
+def _lora(given: Lora, objective: ObjectiveType, ledger: Ledger) -> RunLora:
     path = "tuning.lora"
+    dropout, why = 0.05, "the QLoRA paper's choice"
+    if objective in WITHOUT_DROPOUT:
+        dropout, why = 0.0, "the ratio of two passes would measure the dropout's noise"
+    elif given.experts:
+        dropout, why = 0.0, "experts that are held in one weight cannot be adapted with dropout"
     rank = ledger.pick(f"{path}.rank", given.rank, DEFAULT_RANK, "a common rank for adapting to one task")
     return RunLora(
         rank=rank,
         alpha=ledger.pick(f"{path}.alpha", given.alpha, 2.0 * rank, "twice the rank"),
-        dropout=ledger.pick(f"{path}.dropout", given.dropout, 0.05, "the QLoRA paper's choice"),
+        dropout=ledger.pick(f"{path}.dropout", given.dropout, dropout, why),
         target_modules=ledger.pick(
             f"{path}.targetModules",
             given.target_modules,

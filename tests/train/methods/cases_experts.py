@@ -10,9 +10,7 @@ from tests.train.worker.runs import LORA, NF4, records
 FUSED = ("mixtral", "qwen2_moe", "qwen3_moe")
 NF4_32 = {**NF4, "computeType": "FP32"}
 EXPERTS = {"lora": {**LORA, "experts": True}}
-_LEARNS = Learning(
-    "loss", 6.0, 2.5, higher=False, changes={"hyperparameters": {"totalSteps": 60, "microBatchSize": 4}}
-)
+_LEARNS = Learning("loss", 6.0, 2.5, higher=False, changes={"hyperparameters": {"totalSteps": 60, "microBatchSize": 4}})
 
 
 def _case(name: str, family: str, tuning: dict[str, Any], **hyperparameters: Any) -> Case:

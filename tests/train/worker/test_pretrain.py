@@ -177,8 +177,8 @@ def test_blocks_longer_than_the_models_positions_are_refused(tmp_path: Path) -> 
 def test_span_corruption_without_sentinels_is_refused_with_the_way_to_mend_it(tmp_path: Path) -> None:
     case = BY_NAME["span-corruption-switch"]
     error = _refusal(case.work(tmp_path / "w", {"model": {"addSpecialTokens": ["<extra_id_0>"]}}))
-    assert (error["class"], error["field"]) == ("InvalidSpec", "spec.model.addSpecialTokens")
-    assert "Add <extra_id_1> to <extra_id_3> in model.addSpecialTokens" in error["message"]
+    assert (error["class"], error["field"]) == ("InvalidSpec", "spec.model.tokenizer.addSpecialTokens")
+    assert "Add <extra_id_1> to <extra_id_3> in model.tokenizer.addSpecialTokens" in error["message"]
 
 
 def test_a_masked_model_without_a_mask_token_is_refused(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ BY_NAME = {case.name.removeprefix("tuning-"): case for case in CASES}
 ADAPTERS = [name for name in BY_NAME if not name.startswith(("full", "qlora"))]
 
 
-def prepared(root: Path, changes: dict[str, Any], model: dict[str, Any] | None = None) -> Work:
+def prepared(
+    root: Path, changes: dict[str, Any], model: dict[str, Any] | None = None, rows: list[dict[str, str]] | None = None
+) -> Work:
     """A work directory with its run file written, for build_engine_in."""
     run = RunFile.from_json(merged(run_document(), changes))
-    work = Work.make(root, run, made_model(**(model or {})))
+    work = Work.make(root, run, made_model(**(model or {})), rows)
     (root / "run.json").write_text(json.dumps(run.to_json()))
     return work
 

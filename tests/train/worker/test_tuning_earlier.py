@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,19 @@ def test_a_broken_adapter_says_what_is_wrong_with_it(tmp_path: Path, lora: Work)
     )
     (work.root / "inputs/adapter/adapter_model.safetensors").write_bytes(json.dumps({}).encode())
     assert "adapter_model.safetensors cannot be read" in refusal(work)[2]
+
+
+def test_dpo_compares_with_the_earlier_adapter_and_not_with_the_bare_base(tmp_path: Path, lora: Work) -> None:
+    """At the first step policy and reference are the same, so the loss is log 2; against the bare base it is not."""
+    pairs = [{"prompt": f"say {w}: ", "chosen": w, "rejected": "nothing"} for w in ("red", "blue", "green", "grey") * 4]
+    changes = {
+        "dataset": {"format": "Preference"},
+        "objective": {"type": "DPO", "preference": {"beta": 0.1}},
+        "hyperparameters": {"maxSequenceLength": 96},
+    }
+    later = prepared(tmp_path / "later", merged(merged(changes, STEADY), EARLIER), rows=pairs)
+    shutil.copytree(lora.root / "artifact/adapter", later.root / "inputs/adapter")
+    assert later.train() == [0], later.logged()
+    losses = [line["loss"] for line in later.metrics() if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-6)
+    assert losses[1] != pytest.approx(math.log(2), rel=1e-3)

@@ -119,7 +119,7 @@ def test_the_planner_names_every_refused_field_at_once() -> None:
             {"tuning": {"type": "Full"}, "hyperparameters": {"zeroStage": 2, "masterWeights": "BF16"}},
             "spec.hyperparameters.masterWeights",
         ),
-        ({"objective": {"type": "DPO"}, "model": ADAPTER}, "spec.model.adapter"),
+        ({"objective": {"type": "Reward"}, "model": ADAPTER}, "spec.model.adapter"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], field: str) -> None:

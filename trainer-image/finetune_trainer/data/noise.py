@@ -100,10 +100,10 @@ class SpanRules:
         if len(found) < needed:
             raise FinetuneError(
                 f"Span corruption of {longest} tokens needs {needed} sentinels, but the tokenizer has {len(found)}. Add "
-                f"{sentinel(len(found))} to {sentinel(needed - 1)} in model.addSpecialTokens, or use a shorter "
+                f"{sentinel(len(found))} to {sentinel(needed - 1)} in model.tokenizer.addSpecialTokens, or use a shorter "
                 "objective.pretrain.blockSize.",
                 failure_class="InvalidSpec",
-                field="spec.model.addSpecialTokens",
+                field="spec.model.tokenizer.addSpecialTokens",
             )
         assert tokenizer.eos_token_id is not None  # the text's encoder asks for it
         return cls(probability, mean_length, tuple(found), tokenizer.eos_token_id)
