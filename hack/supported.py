@@ -25,7 +25,7 @@ _COMBINATIONS: tuple[Schema, ...] = (
     {"model": {"uri": "s3://bucket/model", "adapter": {"uri": "s3://bucket/adapter"}}, "tuning": {"type": "Full"}},
     {
         "model": {"uri": "s3://bucket/model", "adapter": {"uri": "s3://bucket/adapter"}},
-        "objective": {"type": "DPO"},
+        "objective": {"type": "Reward"},
     },
     {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl", "split": "train"}]}},
     {

@@ -64,7 +64,7 @@ REFUSED = [
     (Cell(GOAL.SUPERVISED, T.IA3, CAUSAL, Q.NF4, zero_stage=2), "hyperparameters.zeroStage", "QLoRA only"),
     (Cell(GOAL.SUPERVISED, T.P_TUNING, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "soft prompt"),
     (Cell(GOAL.DPO, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "reference"),
-    (Cell(GOAL.PRETRAIN, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "random initialisation"),
+    (Cell(GOAL.DPO, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "second copy"),
     (Cell(GOAL.PPO, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "generation"),
     (Cell(GOAL.GRPO, T.LORA, CAUSAL, zero_stage=2), "hyperparameters.zeroStage", "generation"),
     (
