@@ -160,6 +160,7 @@ def _report(answer: dict[str, str]) -> dict[str, Any]:
             "tokensPerSecond": 7.0,
             "flops": 4200,
             "flopsFormula": "(4 N + 2 T) D",
+            "peakGpuMemoryGiB": 7.5,
         },
         "evaluation": {
             "records": 2,

@@ -80,7 +80,9 @@ def test_a_whole_model_is_the_base_itself() -> None:
     assert (resolved.uri, resolved.adapter) == ("s3://b/o/model", None)
 
 
-@pytest.mark.parametrize("changes", [{"tuning": {"type": "Full"}}, values.OBJECTIVES["Distillation"]], ids=["Full", "Distillation"])
+@pytest.mark.parametrize(
+    "changes", [{"tuning": {"type": "Full"}}, values.OBJECTIVES["Distillation"]], ids=["Full", "Distillation"]
+)
 def test_a_run_that_needs_a_whole_model_takes_the_merged_one(changes: dict[str, Any]) -> None:
     job = follower(**changes)
     assert found(job, values.spec(), succeeded(MERGED)).uri == "s3://b/o/merged"

@@ -162,7 +162,15 @@ def _training(run: RunFile, outcome: Outcome) -> dict[str, Any]:
         "finalLoss": next((e["loss"] for e in reversed(outcome.history) if "loss" in e), None),
         "flops": flops,
         "flopsFormula": FLOPS_FORMULA,
+        "peakGpuMemoryGiB": peak_gpu_memory_gib(),
     }
+
+
+def peak_gpu_memory_gib() -> float | None:
+    """The most that this process had allocated on its GPU in this attempt, in GiB; None without a GPU."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None
 
 
 def _evaluation(data: Encoded, outcome: Outcome) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def _training(training: Mapping[str, Any] | None) -> list[str]:
         ("Tokens per second", _number(training["tokensPerSecond"])),
         ("Floating-point operations", f"{training['flops']:.3g}, by {_cell(training['flopsFormula'])}"),
     ]
+    if training["peakGpuMemoryGiB"] is not None:
+        rows.append(("Peak GPU memory of process 0", f"{training['peakGpuMemoryGiB']} GiB"))
     return ["## Training", _table(("What", "Value"), rows)]
 
 
