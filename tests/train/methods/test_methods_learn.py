@@ -9,7 +9,7 @@ import pytest
 from tests.train.methods.case import Case, merged
 from tests.train.methods.cases import CASES
 
-ON_EACH_CHANGE = ("supervised-lora",)
+ON_EACH_CHANGE = ("supervised-lora", "classification-full", "dpo-lora", "grpo-lora")
 
 
 def _marked(case: Case) -> object:
