@@ -152,6 +152,7 @@ def _answers_alone_and_together(folder: str) -> bool:
         args=SimpleNamespace(device=torch.device("cpu")),
         accelerator=SimpleNamespace(autocast=nullcontext),
         supervision=SimpleNamespace(zero_stage=0, heartbeat=SimpleNamespace(long_phase=nullcontext)),
+        look_for_stop=lambda: None,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     generator = Generator(Generation(max_new_tokens=12), tokenizer, seed=1)

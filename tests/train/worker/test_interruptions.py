@@ -11,6 +11,7 @@ import pytest
 
 from tests.train.methods.case import Case
 from tests.train.methods.cases_preference import CASES
+from tests.train.methods.cases_reinforcement import CASES as REINFORCEMENT
 from tests.train.worker.runs import Work, build_engine_in, in_child, launch, records
 
 STOPPED = 100
@@ -72,6 +73,48 @@ def _train_and_stop_in_evaluation(root: str, env: dict[str, str]) -> int:
 
     Engine.measure = measure  # type: ignore[method-assign]
     return main(["--run-file", f"{root}/run.json", "--work", root])
+
+
+def test_a_stop_while_completions_are_written_saves_the_last_step(tmp_path: Path) -> None:
+    case = next(case for case in REINFORCEMENT if case.name == "grpo-lora")
+    changes = {"hyperparameters": {"totalSteps": 4, "microBatchSize": 1, "gradientAccumulation": 4}}
+    work = written(case.work(tmp_path / "w", changes))
+    assert launch(_train_and_stop_in_roll_out, 1, str(work.root)) == [STOPPED]
+    assert work.read("completions.json") == [0, 1, 2], "the third step's first micro batch is the last one"
+    whole = case.work(tmp_path / "whole", changes)
+    resumed = whole.resumed_from(work, 2, tmp_path / "resumed")
+    assert resumed.train() == [0], resumed.logged()
+    assert whole.train() == [0], whole.logged()
+    assert resumed.losses("checkpoints/step-4") == whole.losses("checkpoints/step-4")
+
+
+def _train_and_stop_in_roll_out(root: str, env: dict[str, str]) -> int:
+    """The worker, which is asked to stop with the first completions of the third step."""
+    os.environ.update(env)
+    from finetune_trainer.worker.main import main
+    from finetune_trainer.worker.objectives.online import Online
+
+    plain, steps = Online._written, []
+
+    def write(self: Any, prompts: Any, step: int, number: int) -> Any:
+        steps.append(step)
+        if step == 2:
+            self.engine.supervision.work.stop_file.touch()
+        return plain(self, prompts, step, number)
+
+    Online._written = write  # type: ignore[method-assign]
+    code = main(["--run-file", f"{root}/run.json", "--work", root])
+    Path(root, "completions.json").write_text(json.dumps(sorted(set(steps)) if steps.count(2) == 1 else steps))
+    return code
+
+
+def test_a_stop_ends_the_reading_of_the_data(tmp_path: Path) -> None:
+    work = evaluated(tmp_path / "w")
+    work.root.joinpath("control").mkdir()
+    work.root.joinpath("control/stop").touch()
+    assert work.train() == [STOPPED], work.logged()
+    assert "while the data was read" in work.read("state/error-0.json")["message"]
+    assert not list(work.root.glob("checkpoints/step-*"))
 
 
 def test_a_stop_ends_the_writing_of_answers(tmp_path: Path) -> None:

@@ -54,6 +54,26 @@ def test_a_checkpoint_within_a_set_that_lacks_its_completions_is_refused(tmp_pat
     assert "it lacks completions-0.safetensors" in resumed.read("state/error-0.json")["message"]
 
 
+def test_a_set_that_was_cut_into_other_micro_batches_is_drawn_anew(tmp_path: Path) -> None:
+    """As after a lack of memory within a set: its batches would not fill the step, or fill it twice."""
+    root = _written(_BY_NAME["grpo-full"].work(tmp_path / "w"))
+    assert in_child(_batches_after_another_cut, root) == [2, 2, 2]
+
+
+def _batches_after_another_cut(root: str) -> list[int]:
+    """How many batches the second step of a set trains on, whose checkpoint holds one, two or three of them."""
+    engine = build_engine_in(root)
+    objective = engine.objective
+    batches = [objective.collate([engine._records[k], engine._records[k + 1]]) for k in (0, 2)]
+    window = objective.roll_out(engine, batches)
+    engine.state.global_step = 1
+    found = []
+    for stored in ([window[0]], window, [*window, window[0]]):
+        objective.window = stored
+        found.append(len(objective.roll_out(engine, batches)))
+    return found
+
+
 def test_the_value_head_is_kept_in_checkpoints_and_not_exported(tmp_path: Path) -> None:
     work = _BY_NAME["ppo-lora"].work(tmp_path / "w", {"tuning": FULL, "hyperparameters": {"totalSteps": 2}})
     assert work.train() == [0], work.logged()

@@ -15,6 +15,7 @@ SIGNATURES = {
     "compute_loss": "(self, model, inputs, return_outputs, num_items_in_batch)",
     "_clip_grad_norm": "(self, model)",
     "_save_checkpoint": "(self, model, trial)",
+    "_evaluate": "(self, trial, ignore_keys_for_eval, skip_scheduler)",
     "get_eval_dataloader": "(self, eval_dataset)",
     "evaluation_loop": "(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)",
     "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, "

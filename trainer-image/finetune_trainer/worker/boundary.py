@@ -46,6 +46,9 @@ class StepBoundary(TrainerCallback):
             self.measure_base()
         elif _evaluation_is_due(args, state):
             self.engine.evaluate()
+            if carry.best_steps[:1] == [state.global_step]:
+                # What on_save does for others: the library saves nothing before the first step.
+                keep_weights(supervision.work.resume, supervision)
         if carry.stopped_early:
             control.should_training_stop = True
         progress.stage(Stage.TRAINING)

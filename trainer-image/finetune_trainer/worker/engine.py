@@ -7,7 +7,7 @@ get_train_dataloader, create_scheduler, _load_optimizer_and_scheduler    before 
 get_batch_samples, _get_num_items_in_batch                               each optimizer step
 training_step, compute_loss, _clip_grad_norm                             each micro batch or step
 log, _save_checkpoint                                                    at a step's boundary
-evaluation_loop, get_eval_dataloader                                     evaluation
+_evaluate, evaluation_loop, get_eval_dataloader                          evaluation
 _init_training_state, _run_epoch, _issue_warnings_after_load             resume
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from finetune_api.failures import FinetuneError
 from finetune_trainer.worker import checkpoints
 from finetune_trainer.worker.agreement import Agreement
 from finetune_trainer.worker.batches import EpochLoader, Split
+from finetune_trainer.worker.faults import Stopped
 from finetune_trainer.worker.objectives.base import Batch, Objective, Sums
+from finetune_trainer.worker.quantization import only_measured
 from finetune_trainer.worker.supervision import Supervision
 from finetune_trainer.worker.tuning.prompts import load_own_state, needs_own_state, save_own_state
 from finetune_trainer.worker.zero import assert_zero
@@ -55,9 +58,11 @@ class Engine(Trainer):
         self.objective = objective
         self.split = split
         self.agreement = Agreement()
+        self._saved_step = 0
         self._records = train
         self._held_out = validation
-        super().__init__(*args, train_dataset=train, eval_dataset=validation or None, **kwargs)
+        with only_measured(kwargs["model"]) if supervision.total_steps == 0 else nullcontext():
+            super().__init__(*args, train_dataset=train, eval_dataset=validation or None, **kwargs)
         objective.attach(self)
 
     # ---- before the first step
@@ -101,7 +106,12 @@ class Engine(Trainer):
         """The step's micro batches, after the objective's roll-out, and their units over all ranks."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         if batches:
-            batches = self.objective.roll_out(self, batches)
+            try:
+                batches = self.objective.roll_out(self, batches)
+            except Stopped:
+                if self.state.global_step not in (self._saved_step, self._initial_global_step):
+                    self._save_checkpoint(self.model)
+                raise
         self._passes = len(batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
@@ -133,7 +143,9 @@ class Engine(Trainer):
         # Ranks' gradients are averaged, so that a sum over ranks has to be multiplied by their number.
         loss = found.total * (self.args.world_size / num_items_in_batch).to(found.total.dtype)
         if found.auxiliary is not None:
-            loss = loss + found.auxiliary / self._passes
+            # The row that stands for no record routes tokens too, but nobody's.
+            some = (self.objective.units(inputs) > 0).to(found.auxiliary)
+            loss = loss + found.auxiliary * some / self._passes
         self.agreement.note_loss(loss)
         if self.accelerator.sync_gradients:
             self._agree()
@@ -144,6 +156,16 @@ class Engine(Trainer):
         self.agreement.reach(
             stop=self.agreement.stop or self.supervision.stop_asked(), save=False, device=self.args.device
         )
+
+    def look_for_stop(self) -> None:
+        """Within a measurement or a roll-out, between two batches: a sign of life.
+
+        Raises Stopped on all ranks if any was asked to stop. Every rank calls it as often.
+        """
+        self.supervision.heartbeat.beat()
+        self.agree_on_stop()
+        if self.agreement.stop:
+            raise Stopped(f"Stopped as asked after step {self.state.global_step}.")
 
     def _agree(self) -> None:
         control = self.supervision
@@ -189,8 +211,18 @@ class Engine(Trainer):
             if self.supervision.ranks.is_node_main and needs_own_state(self.model):
                 save_own_state(self.model, partial)
             checkpoints.commit(Path(self.args.output_dir), self.state, self.supervision)
+        self._saved_step = self.state.global_step
 
     # ---- evaluation
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
+        """The evaluation of a step. One that a stop cuts off is caught up on resume, from the checkpoint made now."""
+        try:
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        except Stopped:
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
         """The held-out records, each exactly once over all ranks."""
@@ -225,8 +257,9 @@ class Engine(Trainer):
         model.eval()
         sums: Sums = {}
         for inputs in dataloader:
-            self.supervision.heartbeat.beat()
-            with self.compute_loss_context_manager():
+            self.look_for_stop()
+            # The library puts autocast round the trained model's own forward pass only, not round its bare base.
+            with self.accelerator.autocast():
                 found = self.objective.measure(model, self._prepare_inputs(inputs))
             for name, pair in found.items():
                 sums[name] = sums[name] + pair if name in sums else pair

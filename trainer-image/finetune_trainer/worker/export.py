@@ -18,9 +18,9 @@ from finetune_api.job import Precision, Task
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir, write_whole
 from finetune_trainer.worker.card import base_name
-from finetune_trainer.worker.loading import weight_type
+from finetune_trainer.worker.loading import load_tokenizer, weight_type
 from finetune_trainer.worker.quantization import dequantise
-from finetune_trainer.worker.tokenizers import changed_folder
+from finetune_trainer.worker.tokenizers import changed_folder, end_ids
 from finetune_trainer.worker.tuning.prompts import loose_weights
 from finetune_trainer.worker.vocabulary import learns_tokenizer
 
@@ -139,6 +139,7 @@ def _shard_bytes(run: RunFile) -> int:
 def copy_companions(run: RunFile, work: WorkDir, folder: Path) -> None:
     """Copy the run's tokenizer, and chat template and generation settings of the base as they are.
 
+    But a model that writes ends its texts with the tokens that it learnt, so generation settings that lack one get it.
     A tokenizer that the run changed or learnt stands for the base's. With a learnt one the base's generation settings
     are left out: their token ids are of another vocabulary.
     """
@@ -150,3 +151,16 @@ def copy_companions(run: RunFile, work: WorkDir, folder: Path) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
     if (base / _GENERATION).is_file() and not learns_tokenizer(run):
         shutil.copyfile(base / _GENERATION, folder / _GENERATION)
+    if run.model.task is Task.CAUSAL_LM and (folder / _GENERATION).is_file():
+        _let_stop(folder / _GENERATION, end_ids(load_tokenizer(tokenizer)))
+
+
+def _let_stop(path: Path, ends: list[int]) -> None:
+    """Every token that ends a learnt text ends generation too."""
+    settings = json.loads(path.read_text())
+    own = settings.get("eos_token_id")
+    known = own if isinstance(own, list) else [] if own is None else [own]
+    if not set(ends) <= set(known):
+        together = list(dict.fromkeys([*known, *ends]))
+        settings["eos_token_id"] = together if len(together) > 1 else together[0]
+        write_whole(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -157,3 +159,14 @@ def keep_bits(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def only_measured(model: nn.Module) -> Iterator[None]:
+    """A context in which the library's trainer takes a quantised base without an adapter: nothing of it will train."""
+    loaded = getattr(model, "_hf_peft_config_loaded", False)
+    model._hf_peft_config_loaded = True  # type: ignore[assignment]  # what its check asks for
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = loaded

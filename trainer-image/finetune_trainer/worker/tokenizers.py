@@ -12,6 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
+from finetune_trainer.data.chat import ChatFormat
+from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.worker.loading import load_tokenizer
 from finetune_trainer.worker.vocabulary import learns_tokenizer, learnt_tokenizer
 
@@ -59,6 +61,13 @@ def added_ids(run: RunFile, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The ids of the tokens that the run adds; their embeddings train with an adapter too."""
     found = [tokenizer.convert_tokens_to_ids(token) for token in run.model.add_special_tokens or []]
     return sorted(set(found))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The tokens with which texts end that a model learns: the end token, and what ends an answer of the chat template."""
+    stop = ChatFormat(TextTokenizer.from_transformers(tokenizer)).stop
+    found = [tokenizer.eos_token_id, None if stop is None else tokenizer.convert_tokens_to_ids(stop)]
+    return sorted({token for token in found if token is not None})
 
 
 def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

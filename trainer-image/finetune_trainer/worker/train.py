@@ -51,7 +51,7 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
         tokenizer = prepare_tokenizer(run, work)
-        data = load_dataset(run, work.inputs, tokenizer, beat=heartbeat.beat)
+        data = load_dataset(run, work.inputs, tokenizer, beat=lambda: read_on(supervision))
         data = arrange_packing(run, data, work.inputs, ranks)
         announce(run, data, ranks, log)
         engine = build_engine(run, supervision, data, tokenizer)
@@ -109,6 +109,13 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
     if resume and supervision.carry.best_steps[:1] == [resumed]:
         keep_weights(resume, supervision)
     return supervision
+
+
+def read_on(supervision: Supervision) -> None:
+    """A sign of life while the data is read. Raises Stopped if this node was asked to stop: nothing is made yet."""
+    supervision.heartbeat.beat()
+    if supervision.stop_asked():
+        raise Stopped("Stopped as asked while the data was read.")
 
 
 def announce(run: RunFile, data: Encoded, ranks: Ranks, log: Log) -> None:

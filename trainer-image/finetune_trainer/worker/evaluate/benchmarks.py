@@ -7,6 +7,7 @@ from is replaced. The library is imported when a run asks for a benchmark, and n
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,7 +60,8 @@ _TASKS = {
 def run_benchmarks(engine: Any, run: RunFile, tokenizer: Any) -> dict[str, float]:
     """The score of each benchmark by its name in finetune_api.metrics, from 0 to 1, of the model as it is now.
 
-    Every rank calls it and scores every record: sharded weights need them all. Raises DataInvalid.
+    Every rank calls it and scores every record: sharded weights need them all. A score that is not a number (answers so
+    unlikely that their probabilities are 0) is left out. Raises DataInvalid.
     """
     if not run.evaluation.benchmarks:
         return {}
@@ -75,7 +77,7 @@ def run_benchmarks(engine: Any, run: RunFile, tokenizer: Any) -> dict[str, float
     was_training = model.training
     model.eval()
     with engine.supervision.heartbeat.long_phase(), engine.accelerator.autocast():
-        found = _score(model, tokenizer, tasks, run)
+        found = _score(engine, tokenizer, tasks, run)
     model.train(was_training)
     return found
 
@@ -108,7 +110,7 @@ def _row(name: Benchmark, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    model: Any, tokenizer: Any, tasks: Mapping[str, tuple[_Task, Sequence[dict[str, Any]]]], run: RunFile
+    engine: Any, tokenizer: Any, tasks: Mapping[str, tuple[_Task, Sequence[dict[str, Any]]]], run: RunFile
 ) -> dict[str, float]:
     for library in ("lm_eval", "lm-eval", "datasets"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -120,10 +122,11 @@ def _score(
         """The model in hand; our soft prompts want their ids by name."""
 
         def _model_call(self, inps: Any, attn_mask: Any = None, labels: Any = None) -> Any:
+            engine.look_for_stop()
             return self.model(input_ids=inps).logits
 
     batch = run.hyperparameters.micro_batch_size
-    harness = Model(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch)
+    harness = Model(pretrained=engine.model, tokenizer=tokenizer, backend="causal", batch_size=batch)
     results = lm_eval.simple_evaluate(
         model=harness,
         tasks=[_definition(name, task, rows) for name, (task, rows) in tasks.items()],
@@ -134,7 +137,8 @@ def _score(
         random_seed=run.hyperparameters.seed,
     )
     assert results is not None  # only ranks of the harness's own get none
-    return {name: float(results["results"][name][f"{task.score},none"]) for name, (task, _) in tasks.items()}
+    scores = {name: float(results["results"][name][f"{task.score},none"]) for name, (task, _) in tasks.items()}
+    return {name: score for name, score in scores.items() if math.isfinite(score)}
 
 
 def _definition(name: str, task: _Task, rows: Sequence[dict[str, Any]]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from finetune_api.job import Generation
 from finetune_trainer.worker.padding import pad_arrays
+from finetune_trainer.worker.tokenizers import end_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
 _DEFAULT_NEW_TOKENS = 64
 # Without gradient a pass holds far less than one of training does.
 _PROMPTS_AT_ONCE = 8
+_NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+}
+"""Settings without effect, named because the library takes what is not named from the model's own."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Generator:
         with torch.random.fork_rng(), torch.no_grad(), engine.supervision.heartbeat.long_phase():
             torch.manual_seed(self.seed)
             for start in range(0, len(order), _PROMPTS_AT_ONCE):
+                engine.look_for_stop()
                 places = order[start : start + _PROMPTS_AT_ONCE]
                 for place, answer in zip(places, self._answer(engine, [prompts[k] for k in places]), strict=True):
                     found[place] = answer
@@ -69,9 +80,13 @@ class Generator:
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def _ends(self, model: Any) -> list[int]:
-        own = model.generation_config
-        end = own.eos_token_id if own is not None and own.eos_token_id is not None else self.tokenizer.eos_token_id
-        return end if isinstance(end, list) else [] if end is None else [end]
+        """The model's own end tokens, and those that it learnt: a base's settings know nothing of the chat's."""
+        own = getattr(model.generation_config, "eos_token_id", None)
+        return list(dict.fromkeys([*(own if isinstance(own, list) else [] if own is None else [own]), *self._learnt]))
+
+    @cached_property
+    def _learnt(self) -> list[int]:
+        return end_ids(self.tokenizer)
 
     def _pad(self, model: Any) -> int:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else (self._ends(model) or [0])[0]
@@ -79,7 +94,7 @@ class Generator:
     def _config(self, model: Any, prompt: int) -> GenerationConfig:
         """Nothing is taken from the model's own generation settings but its end and start tokens."""
         wish = self.settings
-        sampling = {"temperature": wish.temperature, "top_k": wish.top_k, "top_p": wish.top_p} if wish.do_sample else {}
+        sampling = {"temperature": wish.temperature or 1.0, "top_k": wish.top_k or 0, "top_p": wish.top_p or 1.0}
         wanted = wish.max_new_tokens or _DEFAULT_NEW_TOKENS
         # Learned positions end with the model's; a longer text would be an index error.
         positions = getattr(model.config, "max_position_embeddings", None)
@@ -93,7 +108,8 @@ class Generator:
             pad_token_id=self._pad(model),
             decoder_start_token_id=_decoder_start(model),
             use_cache=True,
-            **{key: value for key, value in sampling.items() if value is not None},
+            **(sampling if wish.do_sample else {}),
+            **_NEUTRAL,
         )
 
 

@@ -107,7 +107,7 @@ class Measurer:
         found: list[dict[str, Any]] = []
         count = min(len(self.items), MAX_PREDICTIONS)
         for start in range(0, count, size):
-            engine.supervision.heartbeat.beat()
+            engine.look_for_stop()
             part = [self.items[k] for k in range(start, min(start + size, count))]
             with engine.accelerator.autocast():
                 rows = objective.predict(model, engine._prepare_inputs(objective.collate(part)))

@@ -36,7 +36,7 @@ def retention_metrics(engine: Any, run: RunFile, tokenizer: Any) -> dict[str, fl
     total, tokens, size = 0.0, 0, run.hyperparameters.micro_batch_size
     blocks = list(text_blocks(engine.supervision.work.inputs / "retention", run, tokenizer))
     for start in range(0, len(blocks), size):
-        engine.supervision.heartbeat.beat()
+        engine.look_for_stop()
         batch = engine._prepare_inputs(pad_sequences(blocks[start : start + size]))
         labels = batch.pop("labels")
         with engine.accelerator.autocast():

@@ -86,12 +86,16 @@ class Kto(Objective):
     def roll_out(self, engine: Any, batches: list[Batch]) -> list[Batch]:
         """The same batches; the divergence of the step is worked out on the way."""
         records = step_records(batches, engine.args.device)
+        # Nothing random: on resume the library restores the random state after this, not before.
+        was_training = engine.model.training
+        engine.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=engine.args.device)
         for number in range(len(batches)):
             own = [k for k, record in enumerate(records) if record.own and record.batch == number]
             batch = {name: value.to(engine.args.device) for name, value in self._mismatched(records, own).items()}
             with torch.no_grad():
                 total += (self._ratios(engine.model, batch)[0] * batch["real"]).sum().double()
+        engine.model.train(was_training)
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(total)
         # The only record of a last, partial step has no other completion beside it.

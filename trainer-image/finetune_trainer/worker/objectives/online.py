@@ -85,11 +85,18 @@ class Online(Objective):
         self.reference = ReferencePolicy(engine) if settings.beta > 0 else None
 
     def roll_out(self, engine: Any, batches: list[Batch]) -> list[Batch]:
-        """New completions at the first of `iterations` steps; the same ones at the others."""
+        """New completions at the first of `iterations` steps; the same ones at the others.
+
+        New ones too where a resumed run cuts its steps into other micro batches than the set that it finds.
+        """
         step = engine.state.global_step
-        if step % self.repeats == 0:
+        if step % self.repeats == 0 or len(self.window) != len(batches):
             with engine.supervision.heartbeat.long_phase():
-                self.window = self.finished([self._written(batch, step, k) for k, batch in enumerate(batches)])
+                window = []
+                for number, batch in enumerate(batches):
+                    engine.look_for_stop()
+                    window.append(self._written(batch, step, number))
+                self.window = self.finished(window)
         return self.window
 
     def _written(self, prompts: Batch, step: int, number: int) -> Batch:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from finetune_trainer.data.chat import ChatFormat
-from finetune_trainer.data.tokenizer import TextTokenizer
+from finetune_trainer.worker.tokenizers import end_ids
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,7 @@ class Sampler:
         self.tokenizer = tokenizer
         self._temperature = temperature
         self._new_tokens = new_tokens
-        stop = ChatFormat(TextTokenizer.from_transformers(tokenizer)).stop
-        self._stop = None if stop is None else tokenizer.convert_tokens_to_ids(stop)
+        self._ends = end_ids(tokenizer)
 
     def draw(self, engine: Any, ids: Tensor, mask: Tensor, seed: int) -> list[Drawn]:
         """One completion for each prompt. ids, mask: [prompts, longest], padded on the left.
@@ -63,7 +61,7 @@ class Sampler:
     def ends(self, model: Any) -> list[int]:
         """Every token that ends a completion: the model's, the tokenizer's, and the one that ends a chat's answer."""
         own = getattr(model.generation_config, "eos_token_id", None)
-        found = [*(own if isinstance(own, list) else [own]), self.tokenizer.eos_token_id, self._stop]
+        found = [*(own if isinstance(own, list) else [own]), *self._ends]
         return sorted({token for token in found if token is not None})
 
     def _config(self, ends: Sequence[int]) -> GenerationConfig:
@@ -77,6 +75,10 @@ class Sampler:
             top_p=1.0,
             min_p=0.0,
             typical_p=1.0,
+            epsilon_cutoff=0.0,
+            eta_cutoff=0.0,
+            min_length=0,
+            min_new_tokens=0,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             num_beams=1,

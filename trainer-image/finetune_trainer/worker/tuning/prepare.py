@@ -43,6 +43,8 @@ def prepare_tuning(
         if earlier is not None:
             continue_from(model, earlier, run)
     hold_master_weights(model, run)
+    if run.tuning.type is TuningType.IA3 and run.tuning.quantization is not None:
+        hold_norms(model)
     if run.hyperparameters.zero_stage == 3:
         mark_leaf_modules(model)
     return model
@@ -95,6 +97,14 @@ def _check_positions(model: PreTrainedModel, run: RunFile, virtual_tokens: int) 
             f"of this model. Set maxSequenceLength to at most {positions - virtual_tokens}.",
             "hyperparameters.maxSequenceLength",
         )
+
+
+def hold_norms(model: nn.Module) -> None:
+    """Layer norms are held in fp32: IA3's factors lift the output of a quantised layer to fp32, and on a CPU a norm in
+    16 bits refuses such an input."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
 
 
 def hold_master_weights(model: nn.Module, run: RunFile) -> None:

@@ -42,6 +42,8 @@ def _cut(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output
 def without_prompt(model: PeftModel) -> Iterator[None]:
     """A context in which model computes without its prompt. PEFT's own asks every model for a way to generate."""
     names = [name for name in ("forward", "generate") if hasattr(model.base_model, name)]
+    # accelerate puts autocast round forward on the instance itself: what stands there comes back.
+    own = {name: vars(model)[name] for name in names if name in vars(model)}
     for name in names:
         setattr(model, name, getattr(model.base_model, name))
     try:
@@ -49,6 +51,8 @@ def without_prompt(model: PeftModel) -> Iterator[None]:
     finally:
         for name in names:
             delattr(model, name)
+        for name, wrapped in own.items():
+            setattr(model, name, wrapped)
 
 
 def refuse_last_token_pooling(model: PreTrainedModel, run: RunFile) -> None:
