@@ -116,6 +116,9 @@ def test_a_template_reaches_nothing_but_its_record(template: str) -> None:
         "{{ question | center(1000000000) }} {{ answer }}",
         "{{ '%1000000000d' % n }}{{ question }} {{ answer }}",
         "{{ question }}{{ 9 ** 999999999 }} {{ answer }}",
+        "{% set a = question %}" + "{% set a = a ~ a %}" * 40 + "{{ a }} {{ answer }}",
+        "{{ question" + " | list | join(question)" * 20 + " }} {{ answer }}",
+        "{{ question.replace('h', question) }} {{ answer }}",
     ],
 )
 def test_a_template_cannot_grow_beyond_its_record(template: str) -> None:

@@ -10,18 +10,23 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from finetune_trainer.data.template import TemplateRefusal
+from finetune_api.failures import FinetuneError
+from finetune_trainer.data.template import FIELD, TemplateRefusal
 
 MAX_CHARACTERS = 16 << 20
 """Longest text that a template may write."""
+MAX_JOINED = 1 << 20
+"""Longest text that one join may make: a chain of joins would grow with each link."""
+# What keeps a text under a name could double it again and again.
+_GROWING = (nodes.Assign, nodes.AssignBlock, nodes.Macro, nodes.CallBlock, nodes.FilterBlock)
 # fmt: off
 _FILTERS = (
     "capitalize", "d", "default", "first", "float", "int", "join", "last", "length", "list", "lower", "map", "reject",
-    "replace", "reverse", "round", "select", "sort", "string", "title", "trim", "truncate", "unique", "upper",
+    "reverse", "round", "select", "sort", "string", "title", "trim", "truncate", "unique", "upper",
 )
 _METHODS = frozenset({
-    "capitalize", "endswith", "find", "get", "items", "join", "keys", "lower", "lstrip", "removeprefix",
-    "removesuffix", "replace", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper", "values",
+    "capitalize", "endswith", "find", "get", "items", "keys", "lower", "lstrip", "removeprefix",
+    "removesuffix", "rstrip", "split", "splitlines", "startswith", "strip", "title", "upper", "values",
 })
 # fmt: on
 
@@ -36,6 +41,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals.clear()
         self.filters = {name: self.filters[name] for name in _FILTERS}
         self.filters["tojson"] = _tojson
+        self.filters["join"] = _join
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic on numbers of ordinary size only: a text times a number fills the memory."""
@@ -73,9 +79,18 @@ class JinjaTemplate:
         """The template; None if text is no Jinja."""
         environment = _Environment()
         try:
-            return cls(environment.parse(text), environment)
+            tree = environment.parse(text)
+            found = next(tree.find_all(_GROWING), None)
+            if found is None:
+                return cls(tree, environment)
         except jinja2.TemplateError:
             return None
+        raise FinetuneError(
+            f"dataset.promptTemplate, line {found.lineno}: set, macro, call and filter blocks are not allowed, because "
+            "their texts could grow without bound. Write the expression where it is used.",
+            failure_class="InvalidSpec",
+            field=FIELD,
+        )
 
     def split(self, fields: Mapping[str, Any]) -> tuple[str, str]:
         """(prompt, completion): the text up to the last column, and that column's value with the tail."""
@@ -143,6 +158,14 @@ def _printable(value: Any) -> Any:
         return value
     word = "null" if value is None else f"a {type(value).__name__}"
     raise jinja2.TemplateRuntimeError(f"it prints {word}; use a filter such as join or tojson")
+
+
+def _join(values: Any, separator: str = "") -> str:
+    """The values as one text of at most MAX_JOINED characters."""
+    texts = [str(value) for value in values]
+    if sum(map(len, texts)) + len(separator) * len(texts) > MAX_JOINED:
+        raise jinja2.TemplateRuntimeError(f"join makes more than {MAX_JOINED} characters")
+    return separator.join(texts)
 
 
 def _tojson(value: Any) -> str:
