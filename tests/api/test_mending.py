@@ -12,13 +12,12 @@ from tests.api.tenant import Tenant, condition, is_true, refused, until
 from tests.cluster.local import LocalCluster
 
 # what the spec asks for, the field that is named
+MODEL = {"uri": "hf://a/b"}
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"objective": {"type": "DPO"}}, "spec.objective.type"),
-    ({"tuning": {"type": "IA3"}}, "spec.tuning.type"),
-    ({"tuning": {"type": "LoRA", "lora": {"variant": "DoRA"}}}, "spec.tuning.lora.variant"),
-    ({"model": {"fromJob": "earlier"}}, "spec.model.fromJob"),
-    ({"model": {"uri": "hf://a/b", "task": "TokenClassification"}}, "spec.model.task"),
-    ({"hyperparameters": {"packing": True}}, "spec.hyperparameters.packing"),
+    ({"model": {**MODEL, "attention": "Flash"}}, "spec.model.attention"),
+    ({"model": {**MODEL, "cache": {"claimName": "models"}}}, "spec.model.cache"),
+    ({"objective": {"type": "DPO"}, "hyperparameters": {"packing": True}}, "spec.hyperparameters.packing"),
+    ({"evaluation": {"metrics": ["charm"]}}, "spec.evaluation.metrics[0]"),
     ({"queueName": "team-a"}, "spec.queueName"),
 ]
 
@@ -36,9 +35,9 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_name(tenant: Tenant, spec
 
 
 def test_every_unsupported_field_is_named_at_once(tenant: Tenant) -> None:
-    tenant.apply("faq", objective={"type": "DPO"}, queueName="team-a")
+    tenant.apply("faq", model={**MODEL, "attention": "Flash"}, queueName="team-a")
     message = tenant.wait("faq", is_true("Failed"))["message"]
-    assert "objective.type" in message and "queueName" in message
+    assert "model.attention" in message and "queueName" in message
 
 
 def test_a_local_file_is_refused_in_a_cluster(tenant: Tenant) -> None:

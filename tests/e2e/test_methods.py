@@ -23,7 +23,7 @@ def test_a_job_ends_with_a_loadable_artifact_and_a_report(
     assert {"report.json", "report.md", "loss.png", "metrics.jsonl"} <= set(keys)
     assert any(key.startswith(f"{artifact}/") and key.endswith(".safetensors") for key in keys)
     report = json.loads(tenant.s3.get_object(Bucket=tenant.namespace, Key=f"out/{name}/report.json")["Body"].read())
-    assert report["evaluation"]["loss"] == pytest.approx(status["artifacts"]["evalLoss"], rel=1e-6)
+    assert report["evaluation"]["tuned"]["loss"] == pytest.approx(status["artifacts"]["evalLoss"], rel=1e-6)
     if artifact == "adapter":
         loads_with_plain_peft(tenant, f"out/{name}/adapter/", tmp_path, tiny_llama)
 
