@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.job import GROUP
 from tests.api import objects
 from tests.api.fake_trainer import FakeTrainers
 from tests.api.history import History
@@ -48,6 +49,11 @@ def cluster() -> Iterator[LocalCluster]:
         # Pods of two test processes on one machine must not share addresses.
         found.start_kwok(pod_cidr=f"127.{64 + os.getpid() % 64}.0.1/16")
         found.kubectl("apply", "--server-side", *(f"--filename={path}" for path in sorted(CRDS.glob("*.yaml"))))
+        # Discovery learns of a kind a moment after it is established; kubectl keeps what it was told.
+        until(
+            lambda: found.kubectl("api-resources", f"--api-group={GROUP}", "--output=name", check=False),
+            lambda served: {f"finetunejobs.{GROUP}", f"gpupools.{GROUP}"} <= set(served.split()),
+        )
         yield found
 
 
