@@ -123,8 +123,7 @@ def _all_finite(folder: str) -> bool:
     [
         ({"lora": {**LORA, "targetModules": ["lm_head"]}}, "shares its weights", "spec.tuning.lora.targetModules"),
         ({"lora": {**LORA, "targetModules": ["q_prog"]}}, "q_proj", "spec.tuning.lora.targetModules"),
-        ({**QLORA, "zeroStage": 3}, "zeroStage 3 cannot shard 4-bit", "spec.hyperparameters.zeroStage"),
-        ({"type": "IA3"}, "use Full, LoRA or QLoRA", "spec.tuning.type"),
+        ({**QLORA, "zeroStage": 3}, "zeroStage 3 cannot shard quantised", "spec.hyperparameters.zeroStage"),
     ],
 )
 def test_what_cannot_work_is_refused_with_its_field(
