@@ -82,7 +82,11 @@ BESIDE = (("ours", "trl"), ("ours-packed", "trl"), ("ours-packed", "trl-packed")
 
 def compare(setting: Setting, model: Path, folder: Path, rounds: int) -> None:
     """Print the ratios of one setting: in each round every kind runs once, and a ratio is taken within a round."""
-    found = [{kind: measure(kind, setting, model, folder) for kind in KINDS} for _ in range(rounds)]
+    found: list[dict[str, dict[str, float]]] = []
+    for number in range(1, rounds + 1):
+        found.append({kind: measure(kind, setting, model, folder) for kind in KINDS})
+        rates = ", ".join(f"{kind} {rate(found[-1][kind]):.0f}" for kind in KINDS)
+        print(f"{setting.name}: round {number} of {rounds}, tokens/s: {rates}", file=sys.stderr, flush=True)
     for ours, theirs in BESIDE:
         speed = [rate(one[ours]) / rate(one[theirs]) for one in found]
         memory = [one[ours]["peakMiB"] / one[theirs]["peakMiB"] for one in found]
