@@ -11,6 +11,7 @@ import pytest
 
 from tests.train.methods.case import Case
 from tests.train.methods.cases_distillation import CASES, CLASSIFICATION, SENTIMENT, distillation
+from tests.train.worker.gradients import flat_gradient, save_gradient
 from tests.train.worker.runs import Work, build_engine_in, in_child, launch, made_model
 
 CAUSAL, CLASSIFIER = CASES
@@ -121,7 +122,7 @@ def test_a_step_has_the_gradient_of_the_formula_over_all_its_tokens(
     )
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
     in_child(_without_dropout, str(work.root))
-    assert launch(_save_gradient, ranks, str(work.root)) == [0] * ranks
+    assert launch(save_gradient, ranks, str(work.root)) == [0] * ranks
     reference = in_child(_formula_gradient, str(work.root))
     found = np.load(work.root / "gradient-0.npy")
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) <= 1e-5
@@ -131,24 +132,6 @@ def _without_dropout(root: str) -> None:
     path = Path(root) / "inputs/model/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
-
-
-def _save_gradient(root: str, env: dict[str, str]) -> int:
-    from transformers import TrainerCallback
-
-    engine = build_engine_in(root)
-
-    class Save(TrainerCallback):
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            np.save(f"{root}/gradient-{env['RANK']}.npy", _flat_gradient(engine.model))
-
-    engine.add_callback(Save())
-    engine.train()
-    return 0
-
-
-def _flat_gradient(model: Any) -> Any:
-    return np.concatenate([p.grad.double().numpy().ravel() for _, p in sorted(model.named_parameters())])
 
 
 def _formula_gradient(root: str) -> Any:
@@ -178,7 +161,7 @@ def _formula_gradient(root: str) -> Any:
         total = total + 0.5 * cross + 0.5 * 16 * (p * (p.log() - q.log())).sum()
         tokens += int(counted.sum())
     (total / tokens).backward()
-    return _flat_gradient(student)
+    return flat_gradient(student)
 
 
 def test_packed_records_have_the_loss_of_single_ones(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.train.worker.gradients import flat_gradient, save_gradient
 from tests.train.worker.runs import FULL, Work, build_engine_in, in_child, launch, work_for
 
 # Eight training records (ten, two held out) of very different lengths in the loss, prompts not counted.
@@ -42,29 +43,11 @@ def test_a_step_has_the_gradient_of_one_concatenated_batch(
     work = _work(tmp_path / "w", micro, accumulation, ranks)
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
 
-    assert launch(_save_gradient, ranks, str(work.root)) == [0] * ranks
+    assert launch(save_gradient, ranks, str(work.root)) == [0] * ranks
 
     reference = in_child(_concatenated_gradient, str(work.root))
     found = np.load(work.root / "gradient-0.npy")
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) <= TOLERANCE
-
-
-def _save_gradient(root: str, env: dict[str, str]) -> int:
-    from transformers import TrainerCallback
-
-    engine = build_engine_in(root)
-
-    class Save(TrainerCallback):
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            np.save(f"{root}/gradient-{env['RANK']}.npy", _flat_gradient(engine.model))
-
-    engine.add_callback(Save())
-    engine.train()
-    return 0
-
-
-def _flat_gradient(model: Any) -> Any:
-    return np.concatenate([p.grad.double().numpy().ravel() for _, p in sorted(model.named_parameters())])
 
 
 def _concatenated_gradient(root: str) -> Any:
@@ -89,7 +72,7 @@ def _concatenated_gradient(root: str) -> Any:
     counted = labels[:, 1:] != -100
     picked = logs.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0]
     (-(picked * counted).sum() / counted.sum()).backward()
-    return _flat_gradient(model)
+    return flat_gradient(model)
 
 
 def test_two_ranks_log_the_losses_of_one(tmp_path: Path) -> None:

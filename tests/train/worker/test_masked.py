@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.train.methods.cases_pretrain import CASES
+from tests.train.worker.gradients import save_gradient
 from tests.train.worker.runs import Work, build_engine_in, in_child, launch
 
 MASKED = next(case for case in CASES if case.name == "masked-text")
@@ -39,24 +41,10 @@ def test_a_step_has_the_gradient_of_the_mean_over_all_hidden_tokens(
     tmp_path: Path, micro: int, accumulation: int, ranks: int
 ) -> None:
     work = _work(tmp_path / "w", micro, accumulation, ranks)
-    assert launch(_save_gradient, ranks, str(work.root)) == [0] * ranks
+    assert launch(partial(save_gradient, flat=_flat_gradient), ranks, str(work.root)) == [0] * ranks
     reference = in_child(_plain_gradient, str(work.root))
     found = np.load(work.root / "gradient-0.npy")
     assert np.linalg.norm(found - reference) / np.linalg.norm(reference) <= 1e-6
-
-
-def _save_gradient(root: str, env: dict[str, str]) -> int:
-    from transformers import TrainerCallback
-
-    engine = build_engine_in(root)
-
-    class Save(TrainerCallback):
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            np.save(f"{root}/gradient-{env['RANK']}.npy", _flat_gradient(engine.model))
-
-    engine.add_callback(Save())
-    engine.train()
-    return 0
 
 
 def _flat_gradient(model: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.train.methods.case import Case
 from tests.train.methods.cases_preference import CASES, preference
+from tests.train.worker.gradients import flat_gradient
 from tests.train.worker.runs import FULL, Work, build_engine_in, in_child, launch
 
 SPLITS = [(8, 1, 1), (1, 8, 1), (3, 3, 1), (2, 2, 2)]
@@ -72,15 +73,11 @@ def _save_second_gradient(root: str, env: dict[str, str]) -> int:
             if state.global_step == 1:
                 weights = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
                 save_file(weights, f"{root}/weights-{env['RANK']}.safetensors")
-                np.save(f"{root}/gradient-{env['RANK']}.npy", _flat_gradient(engine.model))
+                np.save(f"{root}/gradient-{env['RANK']}.npy", flat_gradient(engine.model))
 
     engine.add_callback(Save())
     engine.train()
     return 0
-
-
-def _flat_gradient(model: Any) -> Any:
-    return np.concatenate([p.grad.double().numpy().ravel() for _, p in sorted(model.named_parameters())])
 
 
 def _formula_gradient(root: str, kind: str) -> tuple[Any, float]:
@@ -139,7 +136,7 @@ def _formula_gradient(root: str, kind: str) -> tuple[Any, float]:
             odds = [(mean.exp() / (1 - mean.exp())).log() for mean in (chosen / m, rejected / n)]
             total = total - chosen / m - beta * torch.sigmoid(odds[0] - odds[1]).log()
     (total / len(items)).backward()
-    return _flat_gradient(policy), moved
+    return flat_gradient(policy), moved
 
 
 @pytest.mark.parametrize("name", ["dpo-lora", "dpo-full", "kto-lora"])

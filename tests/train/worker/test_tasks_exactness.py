@@ -12,6 +12,7 @@ import pytest
 
 from tests.train.methods.case import Case, merged
 from tests.train.methods.cases_tasks import CLASSES, PAIRS, TARGETS, WORDS, labelled, preferred, tagged, translated
+from tests.train.worker.gradients import flat_gradient
 from tests.train.worker.runs import build_engine_in, in_child, launch
 
 SPLITS = [(1, 12, 1), (5, 3, 1), (5, 2, 2)]
@@ -74,15 +75,11 @@ def _save(root: str, env: dict[str, str]) -> int:
 
     class Save(TrainerCallback):
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            np.save(f"{root}/gradient-{env['RANK']}.npy", _flat_gradient(engine.model))
+            np.save(f"{root}/gradient-{env['RANK']}.npy", flat_gradient(engine.model))
 
     engine.add_callback(Save())
     engine.train()
     return 0
-
-
-def _flat_gradient(model: Any) -> Any:
-    return np.concatenate([p.grad.double().numpy().ravel() for _, p in sorted(model.named_parameters())])
 
 
 def _by_single_records(root: str) -> tuple[Any, dict[str, float]]:
@@ -106,7 +103,7 @@ def _by_single_records(root: str) -> tuple[Any, dict[str, float]]:
 
     pairs = [loss(model, item) for item in data.train]
     (sum(total for total, _, _ in pairs) / sum(units for _, units, _ in pairs)).backward()
-    gradient = _flat_gradient(model)
+    gradient = flat_gradient(model)
     with torch.no_grad():
         held_out = [loss(model, item) for item in data.validation]
     metrics = _METRICS[key]([outcome for *_, outcome in held_out], data.labels)

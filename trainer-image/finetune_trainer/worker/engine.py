@@ -8,7 +8,8 @@ get_batch_samples, _get_num_items_in_batch                               each op
 training_step, compute_loss, _clip_grad_norm                             each micro batch or step
 log, _save_checkpoint                                                    at a step's boundary
 _evaluate, evaluation_loop, get_eval_dataloader                          evaluation
-_init_training_state, _run_epoch, _issue_warnings_after_load             resume
+_load_from_checkpoint, _init_training_state, _run_epoch,
+_issue_warnings_after_load                                               resume
 """
 
 from __future__ import annotations
