@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.data.kinds import EncodedPacked
 from finetune_trainer.worker.loading import PRECISIONS
-from finetune_trainer.worker.loss import counted_tokens, next_token_loss_sum
+from finetune_trainer.worker.loss import counted_logits, counted_tokens, shifted
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.packing import model_inputs, packed_batch, packed_tokens
 from finetune_trainer.worker.padding import pad_sequences
@@ -47,16 +48,14 @@ class CausalSupervised(Objective):
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Loss:
         """Summed cross entropies; auxiliary: the router's balance of a mixture of experts."""
-        output = model(**model_inputs(batch), **router_inputs(model, self.run))
-        return Loss(next_token_loss_sum(output["logits"], batch["labels"]), router_loss(output, model, self.run))
+        inputs = {**model_inputs(batch), **router_inputs(model, self.run)}
+        logits, targets, output = counted_logits(model, inputs, shifted(batch["labels"]))
+        return Loss(cross_entropy(logits, targets, reduction="sum"), router_loss(output, model, self.run))
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
         """loss and tokenAccuracy, both for each token in the loss."""
-        labels = batch["labels"]
-        logits = model(**model_inputs(batch))["logits"]
-        tokens = counted_tokens(labels).double()
-        right = (logits[:, :-1].argmax(-1) == labels[:, 1:]).sum().double()
-        return {
-            "loss": torch.stack([next_token_loss_sum(logits, labels).double(), tokens]),
-            "tokenAccuracy": torch.stack([right, tokens]),
-        }
+        logits, targets, _ = counted_logits(model, model_inputs(batch), shifted(batch["labels"]))
+        tokens = self.units(batch).double()
+        loss = cross_entropy(logits, targets, reduction="sum").double()
+        right = (logits.argmax(-1) == targets).sum().double()
+        return {"loss": torch.stack([loss, tokens]), "tokenAccuracy": torch.stack([right, tokens])}

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from finetune_api.runfile import RunDistillation
-from finetune_trainer.worker.loss import IGNORED
+from finetune_trainer.worker.loss import IGNORED, counted_logits, shifted
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.objectives.causal import CausalSupervised
 from finetune_trainer.worker.objectives.classification import SequenceClassification
@@ -138,9 +138,14 @@ class CausalDistillation(Distilled, CausalSupervised):
     """Unit: a token in the loss."""
 
     def counted(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As in Distilled: a token is predicted at the place before it."""
-        wanted = functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
-        return logits.flatten(0, 1), wanted.flatten().nonzero()[:, 0]
+        """As in Distilled: a token is predicted at the place before it. Only places that count may have logits."""
+        wanted = (shifted(batch["labels"]) != IGNORED).flatten()
+        rows = logits.flatten(0, -2)
+        return rows, wanted.nonzero()[:, 0] if len(rows) == len(wanted) else torch.arange(len(rows), device=rows.device)
+
+    def teacher_logits(self, batch: Batch) -> Tensor:
+        """Those of the places that count, [places, classes]."""
+        return counted_logits(self.teacher, model_inputs(batch), shifted(batch["labels"]))[0]
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """loss, labelLoss and its perplexity, divergence, tokenAccuracy."""

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.worker.heads import MASKED_HEAD
-from finetune_trainer.worker.loss import IGNORED
+from finetune_trainer.worker.loss import IGNORED, counted_logits
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.padding import pad_arrays
 
@@ -52,6 +52,6 @@ class MaskedText(Objective):
 
 def hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """(fp32 logits [hidden tokens, vocabulary], the tokens [hidden tokens]); there may be none."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])["logits"]
-    chosen = batch["labels"] != IGNORED
-    return logits[chosen].float(), batch["labels"][chosen]
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    logits, wanted, _ = counted_logits(model, inputs, batch["labels"])
+    return logits, wanted
