@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from finetune_api.base import Document
+from finetune_api.guards import GuardState
 
 TERMINATION_BYTES = 4096
 PROGRESS_BYTES = 64 * 1024
@@ -35,6 +36,31 @@ def _readable(value: object) -> object:
 Readable = Annotated[str, BeforeValidator(_readable)]
 
 
+Seconds = Annotated[float, Field(ge=0, le=2**31, allow_inf_nan=False)]
+
+
+class Spent(Document):
+    """Where the time of one attempt went on node 0, in seconds; each moment is in one of them."""
+
+    start: Seconds = 0.0
+    """From the agent's start to the first step, without restore and evaluate: inputs, libraries, model, data."""
+    restore: Seconds = 0.0
+    """Reading the checkpoint from the store and taking it up."""
+    train: Seconds = 0.0
+    """Optimizer steps that count."""
+    evaluate: Seconds = 0.0
+    """Measuring on held-out data, the untuned model's measurement included."""
+    save: Seconds = 0.0
+    """Steps waiting for a checkpoint to be taken, the last upload, and publishing."""
+    redo: Seconds = 0.0
+    """Optimizer steps that a guard of this attempt threw away."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of the attempt so far."""
+        return self.start + self.restore + self.train + self.evaluate + self.save + self.redo
+
+
 class ProgressDocument(Document):
     """GET /progress of the agent. The operator reads it as hostile input: strict and at most 64 KiB."""
 
@@ -52,6 +78,8 @@ class ProgressDocument(Document):
     eta_seconds: Annotated[int, Field(ge=0, le=2**31)] | None = None
     checkpoint_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
     resumed_from_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    spent: Spent | None = None
+    guards: GuardState | None = None
 
 
 class TerminationMessage(Document):
@@ -70,6 +98,8 @@ class TerminationMessage(Document):
     """What lies below output.uri: adapter or model, or report where no model was made. Also with RequirementNotMet."""
     base_eval_loss: Finite | None = None
     eval_loss: Finite | None = None
+    resumed_from_step: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    spent: Spent | None = None
 
     def encode(self) -> bytes:
         """At most 4,096 bytes of JSON; the message is cut to fit.

@@ -245,6 +245,14 @@ _ROWS = (
         "A file that could run code was refused.",
         "Use safetensors weights; pickle files are never loaded.",
     ),
+    FailureClass(
+        "LossSpike",
+        91,
+        Fault.USER,
+        False,
+        "The loss rose and stayed high, also after several returns to earlier checkpoints.",
+        "Lower hyperparameters.learningRate, raise warmupRatio or globalBatchSize, or look for broken records.",
+    ),
     # The place where it runs.
     FailureClass(
         "ImagePullFailed",
@@ -294,6 +302,14 @@ _ROWS = (
         True,
         "The run stopped when asked, after a checkpoint.",
         "Nothing to do: the next attempt goes on from the checkpoint.",
+    ),
+    FailureClass(
+        "RolledBack",
+        102,
+        Fault.INTERRUPTION,
+        True,
+        "A guard asks for another start with changed settings.",
+        "Nothing to do: the next attempt goes on from the checkpoint and with the settings that the message names.",
     ),
     FailureClass(
         "Evicted",

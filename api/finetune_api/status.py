@@ -24,6 +24,7 @@ __all__ = [
     "Failure",
     "Finding",
     "FineTuneJobStatus",
+    "Goodput",
     "MemoryEstimate",
     "ModelFacts",
     "Plan",
@@ -225,6 +226,10 @@ class AttemptRecord(Tolerant):
     """End."""
     outcome: str
     """Succeeded, Suspended, Cancelled or a row of the failure table."""
+    resumed_from_step: int | None = None
+    """The checkpoint that it went on from."""
+    step: int | None = None
+    """Optimizer steps that it reached."""
     checkpoint_step: int | None = None
     """Newest committed checkpoint."""
     lost_node: str | None = None
@@ -284,6 +289,29 @@ class Artifacts(Tolerant):
     """Evaluation loss of the tuned model."""
 
 
+class Goodput(Tolerant):
+    """Where the time since startTime went, in whole seconds; suspension is not counted. The parts add up to the whole."""
+
+    queue_seconds: int
+    """Waiting for GPUs: from an attempt's number to all its pods having a node."""
+    start_seconds: int
+    """Starting containers, fetching inputs, loading model and data."""
+    train_seconds: int
+    """Optimizer steps that count."""
+    evaluate_seconds: int
+    """Measuring on held-out data."""
+    save_seconds: int
+    """Steps waiting for a checkpoint to be taken, and publishing."""
+    restore_seconds: int
+    """Taking up a checkpoint."""
+    redo_seconds: int
+    """Optimizer steps that were lost and had to be made again."""
+    down_seconds: int
+    """Everything else: between attempts, and pods that could say nothing any more."""
+    percent: int
+    """Training that counts, as a share of the whole."""
+
+
 class FineTuneJobStatus(Tolerant):
     """What the operator knows about the job."""
 
@@ -323,6 +351,8 @@ class FineTuneJobStatus(Tolerant):
     """Where the results are."""
     start_time: Time | None = None
     """When the first attempt's pods ran."""
+    goodput: Goodput | None = None
+    """Where the time went; written when an attempt ends."""
     suspended_seconds: int | None = None
     """Seconds spent suspended since startTime; deadlineSeconds does not count them."""
     completion_time: Time | None = None

@@ -22,6 +22,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+from finetune_api.guards import GuardState
 from finetune_trainer.store.errors import CheckpointInvalid, StoreError
 from finetune_trainer.store.objects import ObjectStore
 
@@ -138,6 +139,7 @@ class Fence(StoredDocument):
 
     chain: the checkpoints of earlier fences that count from here on, newest first, steps falling; the
     first is the one this attempt resumes from, and an empty chain is a start from the base model.
+    guards: what the guards have changed up to this start; the next fence takes it over.
     token: random, so that the writer knows its own record again.
     """
 
@@ -149,6 +151,7 @@ class Fence(StoredDocument):
     created_time: AwareDatetime = Field(default_factory=utc_now)
     chain: Annotated[tuple[CheckpointRef, ...], Field(max_length=MAX_CHAIN)] = ()
     skipped: Annotated[tuple[Skipped, ...], Field(max_length=MAX_CHAIN)] = ()
+    guards: GuardState = GuardState()
 
     @property
     def base(self) -> CheckpointRef | None:

@@ -28,7 +28,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune_api.failures import FinetuneError
-from finetune_trainer.worker import checkpoints
+from finetune_trainer.worker import checkpoints, resume
 from finetune_trainer.worker.agreement import Agreement
 from finetune_trainer.worker.batches import EpochLoader, Split
 from finetune_trainer.worker.faults import Stopped
@@ -96,7 +96,7 @@ class Engine(Trainer):
         """The library's load, then the planned learning rate in place of the stored one, and the objective's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            checkpoints.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
+            resume.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
             self.objective.load_state(Path(checkpoint))
 
     # ---- each optimizer step
@@ -297,7 +297,7 @@ class Engine(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Missing or unexpected weights in a checkpoint are an error, not a warning."""
-        checkpoints.require_complete(self.model, load_result)
+        resume.require_complete(self.model, load_result)
 
 
 def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:

@@ -13,7 +13,7 @@ from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.data import Encoded, load_dataset
-from finetune_trainer.worker import checkpoints
+from finetune_trainer.worker import resume
 from finetune_trainer.worker.arguments import check_accelerator, training_arguments
 from finetune_trainer.worker.batches import Split
 from finetune_trainer.worker.boundary import StepBoundary
@@ -45,9 +45,9 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
     disable_progress_bar()
     check_run(run, ranks)
     supervision = supervise(run, work, ranks, heartbeat)
-    resume = checkpoints.resume_folder(work)
-    if resume:
-        checkpoints.require_state(resume, ranks, zero=run.hyperparameters.zero_stage > 0)
+    restored = resume.resume_folder(work)
+    if restored:
+        resume.require_state(restored, ranks, zero=run.hyperparameters.zero_stage > 0)
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
         tokenizer = prepare_tokenizer(run, work)
@@ -62,7 +62,7 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
         engine.model_wrapped = engine.accelerator.prepare_model(engine.model, evaluation_mode=True)
         boundary_of(engine).measure_base()
     else:
-        engine.train(resume_from_checkpoint=str(resume) if resume else None)
+        engine.train(resume_from_checkpoint=str(restored) if restored else None)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.EVALUATING)
     outcome = measure(engine, run)
@@ -88,9 +88,9 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
     """Heartbeat, progress and what an earlier attempt left."""
     for folder in (work.checkpoints, work.stop_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    resume = checkpoints.resume_folder(work)
+    restored = resume.resume_folder(work)
     total = run.hyperparameters.total_steps
-    resumed = checkpoints.resumed_step(resume)
+    resumed = resume.resumed_step(restored)
     progress = Progress(
         work.state / "progress.json" if ranks.is_main else None,
         total_steps=total,
@@ -102,12 +102,12 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         heartbeat=heartbeat,
         progress=progress,
         save_policy=SavePolicy.of(run.checkpoint),
-        carry=Carry.load(resume) if resume else Carry(),
+        carry=Carry.load(restored) if restored else Carry(),
         total_steps=total,
         zero_stage=run.hyperparameters.zero_stage,
     )
-    if resume and supervision.carry.best_steps[:1] == [resumed]:
-        keep_weights(resume, supervision)
+    if restored and supervision.carry.best_steps[:1] == [resumed]:
+        keep_weights(restored, supervision)
     return supervision
 
 
@@ -137,7 +137,7 @@ def build_engine(run: RunFile, supervision: Supervision, data: Encoded, tokenize
         shutil.rmtree(scratch, ignore_errors=True)
     arguments = training_arguments(run, supervision.ranks, scratch, evaluates=bool(data.validation))
     if run.hyperparameters.zero_stage > 0:
-        checkpoints.allow_zero_state()
+        resume.allow_zero_state()
     # A seed of its own, so that the adapter starts the same however much randomness came before.
     torch.manual_seed(run.hyperparameters.seed)
     device = None if arguments.device.type == "cpu" else arguments.device
