@@ -142,3 +142,17 @@ def test_a_label_or_tag_that_is_wrong_is_told_with_its_row(tmp_path: Path) -> No
         load_dataset(run, inputs, make_tokenizer(), cache=tmp_path / "cache")
     assert "train.jsonl line 2: tag 2 is 'I-PER', but the tag before it is 'O'" in str(caught.value)
     assert json.loads(json.dumps(str(caught.value))).endswith("Begin an entity with B-PER.")
+
+
+def test_a_number_or_a_label_that_never_ends_is_a_bad_record(tmp_path: Path) -> None:
+    inputs = write_rows(tmp_path / "numbers", GOOD[:2])
+    with (inputs / "data/0/train.jsonl").open("a") as file:
+        file.write('{"prompt": ' + "1" * 5000 + "}\n")
+    assert "train.jsonl line 3: a number of more digits than Python reads" in str(refused(inputs))
+    rows = [{"text": f"text {k}", "label": "9" * 300 if k == 2 else str(k)} for k in range(4)]
+    document = run_file(format="Labels").to_json()
+    document["model"]["task"] = "SequenceClassification"
+    inputs = write_rows(tmp_path / "labels", rows)
+    with pytest.raises(FinetuneError) as caught:
+        load_dataset(type(run_file()).from_json(document), inputs, make_tokenizer(), cache=tmp_path / "cache")
+    assert "train.jsonl line 3: column 'label' has 300 characters" in str(caught.value)

@@ -79,6 +79,25 @@ def test_each_benchmark_is_scored_before_and_after_without_a_network(measured: W
     assert found["base"]["truthfulQa"] != found["tuned"]["truthfulQa"], "a share of probabilities moves with any step"
 
 
+def test_a_benchmark_leaves_every_source_of_randomness_as_it_was() -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    from finetune_trainer.worker.evaluate.benchmarks import _own_randomness
+
+    def states() -> tuple[object, list[int], list[int]]:
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = states()
+    with _own_randomness():
+        random.seed(1234)
+        np.random.seed(1234)
+        torch.manual_seed(1234)
+    assert states() == before
+
+
 def test_arc_is_scored_by_log_likelihood_for_each_character(measured: Work) -> None:
     """The harness's own score of the base, worked out again by plain torch on the first three records."""
     expected = in_child(_arc_by_hand, str(measured.root / "inputs/model"), QUESTIONS[:3])

@@ -103,24 +103,25 @@ def _answers(root: str) -> tuple[list[str], list[str]]:
 def test_a_process_without_a_record_adds_nothing_to_the_routers_balance(tmp_path: Path) -> None:
     work = next(case for case in CASES if "qwen2_moe" in case.name).work(tmp_path / "w")
     (work.root / "run.json").write_text(json.dumps(work.run.to_json()))
-    empty, full = in_child(_losses, str(work.root))
+    empty, full, beside_empty = in_child(_losses, str(work.root))
     assert empty == 0.0
     assert full > 0.0
+    assert full == pytest.approx(beside_empty), "a pass without records does not make the balance weigh less"
 
 
-def _losses(root: str) -> tuple[float, float]:
+def _losses(root: str) -> tuple[float, ...]:
     import torch
 
     from finetune_trainer.worker.router import router_weight
 
     engine = build_engine_in(root)
-    engine._passes = 1
     engine.accelerator.gradient_state._set_sync_gradients(False)
     assert router_weight(engine.model, engine.objective.run) > 0
     one = torch.ones((), dtype=torch.float64)
+    none, some = engine.objective.collate([]), engine.objective.collate([engine._records[0]])
     found = []
-    for items in ([], [engine._records[0]]):
-        batch = engine.objective.collate(items)
+    for step, batch in (([some], none), ([some], some), ([some, none], some)):
+        engine._get_num_items_in_batch(step, torch.device("cpu"))
         whole = engine.compute_loss(engine.model, batch, num_items_in_batch=one)
         found.append(float(whole) - float(engine.objective.loss_sum(engine.model, batch).total))
-    return found[0], found[1]
+    return tuple(found)

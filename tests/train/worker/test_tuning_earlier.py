@@ -159,6 +159,26 @@ def test_a_pickled_adapter_is_refused_and_never_runs(tmp_path: Path, lora: Work)
     assert not (tmp_path / "was-run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "kind", "said"),
+    [
+        ({"alpha_pattern": {"q_proj": 64}}, "InvalidSpec", "has alpha_pattern {'q_proj': 64}"),
+        ({"rank_pattern": {"q_proj": 2}}, "InvalidSpec", "has rank_pattern {'q_proj': 2}"),
+        ({"init_lora_weights": "pissa"}, "ModelUnsupported", "changes the base model's own weights"),
+        ({"init_lora_weights": "olora"}, "ModelUnsupported", "path_initial_model_for_weight_conversion"),
+    ],
+)
+def test_an_adapter_whose_update_means_something_else_is_refused(
+    tmp_path: Path, lora: Work, changed: dict[str, Any], kind: str, said: str
+) -> None:
+    work = _after(tmp_path / "w", lora, {})
+    config = work.root / "inputs/adapter/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changed}))
+    found, field, message = refusal(work)
+    assert (found, field) == (kind, "spec.model.adapter.uri")
+    assert said in message
+
+
 def test_a_broken_adapter_says_what_is_wrong_with_it(tmp_path: Path, lora: Work) -> None:
     work = _after(tmp_path / "w", lora, {})
     (work.root / "inputs/adapter/adapter_config.json").write_text("{")

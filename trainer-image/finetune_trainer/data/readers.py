@@ -25,6 +25,7 @@ WHOLE_JSON_BYTES = 32 << 20
 _CHUNK_CHARACTERS = 1 << 20
 _PARQUET_ROWS = 1024
 _ENCODING_MEND = "Save the file as UTF-8."
+_LONG_NUMBER = "a number of more digits than Python reads (4,300)"
 _JSON_MEND = "Correct the JSON."
 
 
@@ -69,6 +70,9 @@ def read_json(path: Path, source: str, name: str) -> Iterator[Row]:
                 source, name, 0, f"line {error.lineno} column {error.colno} is not valid JSON: {error.msg}", _JSON_MEND
             )
         return
+    except ValueError:
+        yield BadRecord(source, name, 0, _LONG_NUMBER, _JSON_MEND)
+        return
     except RecursionError:
         yield BadRecord(source, name, 0, "nested too deeply", _JSON_MEND)
         return
@@ -104,6 +108,9 @@ def _read_array(path: Path, source: str, name: str) -> Iterator[Row]:
                         return
                     rest += more
                     continue
+                except ValueError:
+                    yield BadRecord(source, name, number + 1, _LONG_NUMBER, _JSON_MEND)
+                    return
                 number += 1
                 yield _record(item, source, name, number)
                 rest = rest[end:]
@@ -223,6 +230,8 @@ def _parsed(line: str, source: str, name: str, number: int) -> Row:
         return _record(json.loads(line), source, name, number)
     except json.JSONDecodeError as error:
         return BadRecord(source, name, number, f"not valid JSON at column {error.colno}: {error.msg}", _JSON_MEND)
+    except ValueError:
+        return BadRecord(source, name, number, _LONG_NUMBER, _JSON_MEND)
     except RecursionError:
         return BadRecord(source, name, number, "nested too deeply", _JSON_MEND)
 

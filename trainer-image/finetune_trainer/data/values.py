@@ -10,6 +10,7 @@ from finetune_trainer.data.readers import type_word
 from finetune_trainer.data.records import BadRecord, Record
 from finetune_trainer.data.template import BraceTemplate, TemplateRefusal
 
+_LONGEST_LABEL = 256
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -39,6 +40,8 @@ def label_of(record: Record, column: str) -> str | BadRecord:
         what = "a fraction" if isinstance(value, float) else type_word(value)
         return record.bad(f"column {column!r} is {what}, not the name of a class", mend)
     text = str(value).strip()
+    if len(text) > _LONGEST_LABEL:
+        return record.bad(f"column {column!r} has {len(text)} characters, too many for the name of a class", mend)
     return text if text else record.bad(f"column {column!r} is empty", mend)
 
 

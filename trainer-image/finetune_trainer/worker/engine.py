@@ -113,17 +113,16 @@ class Engine(Trainer):
                 if self.state.global_step not in (self._saved_step, self._initial_global_step):
                     self._save_checkpoint(self.model)
                 raise
-        self._passes = len(batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Tensor:
         """Units of the whole step over all micro batches and ranks: fp64 scalar, at least 1."""
-        units = torch.zeros((), dtype=torch.float64, device=device)
-        for batch in batch_samples:
-            units += self.objective.units(batch).to(device)
+        counts = [int(self.objective.units(batch)) for batch in batch_samples]
+        sums = torch.tensor([sum(counts), sum(map(bool, counts))], dtype=torch.float64, device=device)
         if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(units)
-        return units.clamp(min=1)
+            torch.distributed.all_reduce(sums)
+        units, self._filled = sums.clamp(min=1)
+        return units
 
     # ---- each micro batch
 
@@ -144,9 +143,9 @@ class Engine(Trainer):
         # Ranks' gradients are averaged, so that a sum over ranks has to be multiplied by their number.
         loss = found.total * (self.args.world_size / num_items_in_batch).to(found.total.dtype)
         if found.auxiliary is not None:
-            # The row that stands for no record routes tokens too, but nobody's.
+            # A mean over the micro batches of all ranks that hold records: the row that stands for none routes too.
             some = (self.objective.units(inputs) > 0).to(found.auxiliary)
-            loss = loss + found.auxiliary * some / self._passes
+            loss = loss + found.auxiliary * some * (self.args.world_size / self._filled).to(loss.dtype)
         self.agreement.note_loss(loss)
         if self.accelerator.sync_gradients:
             self._agree()

@@ -96,6 +96,9 @@ def prove_isolation(folders: Sequence[Path], attention: str, dtype: torch.dtype,
             return Proof(None, f"no small copy of a {config.model_type} model can be made to prove it on ({error})")
     leaks = []
     for way in Isolation:
+        if way is Isolation.FLOAT_MASK and any(hasattr(model.config, "router_aux_loss_coef") for model in copies):
+            leaks.append(f"{way.value}: the balance loss of a mixture cannot read it")
+            continue
         found = [leak for model in copies if (leak := leak_of(model, way)) is not None]
         if not found:
             return Proof(way, f"records do not see one another ({attention}, tried on {_names(copies)})")

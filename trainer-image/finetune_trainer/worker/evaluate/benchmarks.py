@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Benchmark
@@ -127,18 +132,31 @@ def _score(
 
     batch = run.hyperparameters.micro_batch_size
     harness = Model(pretrained=engine.model, tokenizer=tokenizer, backend="causal", batch_size=batch)
-    results = lm_eval.simple_evaluate(
-        model=harness,
-        tasks=[_definition(name, task, rows) for name, (task, rows) in tasks.items()],
-        num_fewshot=0,
-        bootstrap_iters=0,
-        log_samples=False,
-        task_manager=TaskManager(include_defaults=False),
-        random_seed=run.hyperparameters.seed,
-    )
+    with _own_randomness():
+        results = lm_eval.simple_evaluate(
+            model=harness,
+            tasks=[_definition(name, task, rows) for name, (task, rows) in tasks.items()],
+            num_fewshot=0,
+            bootstrap_iters=0,
+            log_samples=False,
+            task_manager=TaskManager(include_defaults=False),
+            random_seed=run.hyperparameters.seed,
+        )
     assert results is not None  # only ranks of the harness's own get none
     scores = {name: float(results["results"][name][f"{task.score},none"]) for name, (task, _) in tasks.items()}
     return {name: score for name, score in scores.items() if math.isfinite(score)}
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """The harness seeds every global source of randomness: training goes on with its own as if nothing had been."""
+    plain, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)
 
 
 def _definition(name: str, task: _Task, rows: Sequence[dict[str, Any]]) -> Any:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from finetune_api.failures import FinetuneError
 from finetune_trainer.worker.loss import IGNORED
 
-_DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout")
+_DROPOUTS = ("attention_dropout", "activation_dropout", "hidden_dropout", "dropout", "attn_dropout_p", "layerdrop")
 
 
 def token_log_probs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

@@ -25,9 +25,13 @@ _SETTINGS = {
     "lora_alpha": "tuning.lora.alpha",
     "use_rslora": "tuning.lora.variant",
     "use_dora": "tuning.lora.variant",
+    "alpha_pattern": "model.adapter.uri",
+    "rank_pattern": "model.adapter.uri",
     "num_virtual_tokens": "tuning.softPrompt.virtualTokens",
     "trainable_token_indices": "model.tokenizer.addSpecialTokens",
 }
+# PEFT's ways to start an adapter that take its first values out of the base weights.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def continue_from(model: PeftModel, folder: Path, run: RunFile) -> None:
@@ -102,6 +106,12 @@ def _config(folder: Path) -> dict[str, Any]:
         PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken(f"The adapter's {CONFIG} cannot be read: {error}") from error
+    start = stored.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise _broken(
+            f"The adapter was started by {start}, which changes the base model's own weights, and it does not hold that "
+            "change. Save it with path_initial_model_for_weight_conversion, which makes a plain LoRA adapter of it"
+        )
     return dict(stored)
 
 
