@@ -10,7 +10,8 @@ export FINETUNE_CACHE ?= $(HOME)/.cache/finetune-operator
 export PYTHONPATH := $(CURDIR):$(CURDIR)/api:$(CURDIR)/operator:$(CURDIR)/trainer-image
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
-VENV := .venv/.installed-$(shell cat requirements/bootstrap.txt requirements/dev.txt pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+# What the environment is made from; the settings of linters and tests in pyproject.toml are no part of it.
+VENV := .venv/.installed-$(shell { cat requirements/bootstrap.txt requirements/dev.txt; sed '/^\[tool.pytest/,$$d' pyproject.toml; } 2>/dev/null | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Show this list
@@ -91,8 +92,30 @@ test-e2e: $(VENV) ## Chart, images and pods on a real cluster
 	@sh hack/bootstrap.sh e2e
 	$(PYTEST) tests/cluster_tests/full tests/e2e -q
 
+.PHONY: test-chaos-e2e
+test-chaos-e2e: $(VENV) ## Pods, nodes, storage and operator fail under real runs; prints the figures
+	@sh hack/bootstrap.sh e2e
+	$(PYTEST) tests/e2e -q -m slow -s
+
+.PHONY: test-chaos-short
+test-chaos-short: $(VENV) ## Real runs are stopped and killed, their storage fails: the short form
+	@sh hack/bootstrap.sh train
+	$(PY) -m tests.cluster tools versitygw > /dev/null
+	$(PYTEST) tests/chaos -n 2 --dist loadfile -q
+
+.PHONY: test-chaos
+test-chaos: $(VENV) ## The long form of the chaos tests, with their figures
+	@sh hack/bootstrap.sh train
+	$(PY) -m tests.cluster tools versitygw > /dev/null
+	failed=0
+	$(PY) -m tests.chaos.soak --stops 100 --kills 100 || failed=1
+	$(PY) -m tests.chaos.store --faults 10000 || failed=1
+	$(PY) -m tests.chaos.outages || failed=1
+	$(PYTEST) tests/chaos/failures -n 2 -q || failed=1
+	exit $$failed
+
 .PHONY: test
-test: lint verify test-unit test-train test-api test-e2e ## All tests; sets everything up
+test: lint verify test-unit test-train test-chaos-short test-api test-e2e ## All tests; sets everything up
 
 .PHONY: bench-overhead
 bench-overhead: $(VENV) ## From kubectl apply to Succeeded minus training, beside the floor
@@ -103,6 +126,17 @@ bench-overhead: $(VENV) ## From kubectl apply to Succeeded minus training, besid
 bench-train: $(VENV) ## Tokens per second and peak memory beside TRL's SFTTrainer
 	@sh hack/bootstrap.sh train
 	$(PY) -m hack.bench_train
+
+.PHONY: bench-save
+bench-save: $(VENV) ## What a save costs training, beside saves that it waits for (about 8 minutes)
+	@sh hack/bootstrap.sh train
+	$(PY) -m tests.cluster tools versitygw > /dev/null
+	$(PY) -m hack.bench_save
+
+.PHONY: bench-resume
+bench-resume: $(VENV) ## First new step after a resume beside a fresh start, at tiny size
+	@sh hack/bootstrap.sh train
+	$(PY) -m hack.bench_resume
 
 # --- cluster, images, demo --------------------------------------------------------------------------------------
 

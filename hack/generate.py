@@ -12,9 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_api import crd
-from finetune_api.failures import MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT, TABLE, FailureClass, Fault
-from finetune_operator.decide.draft import DEFAULT_MAX_FAILURES
-from finetune_operator.decide.ending import NO_ROOM
+from finetune_api.failures import (
+    ANY,
+    DEFAULT_MAX_FAILURES,
+    MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT,
+    TABLE,
+    FailureClass,
+    Fault,
+)
+from finetune_api.runbooks import RUNBOOKS
 from hack.markdown import HEADER, Schema, cell
 from hack.supported import supported
 
@@ -196,13 +202,15 @@ def failures() -> str:
         "Every failure of a job has one class of this table. The class is the reason of the condition, the reason of "
         "the event and `status.failure.class`, and `status.failure.runbook` points to its section here. "
         "`status.failure.message` says what happened and where, `status.failure.field` which field to change.\n",
-        "A failed attempt that may be retried is repeated after a pause that doubles each time, up to "
-        f"`spec.retry.maxFailures` times ({DEFAULT_MAX_FAILURES} when absent). Interruptions and waiting for room do "
-        "not count; "
+        "A failed attempt that may be retried is repeated after a pause that doubles each time, as often as its class "
+        f"says and at most `spec.retry.maxFailures` times in all ({DEFAULT_MAX_FAILURES} when absent). Interruptions and "
+        "waiting for room do not count; "
         f"{MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT} interruptions in a row without a new checkpoint end the job with "
         "[NoProgress](#noprogress).\n",
         "Before the run is planned, the same classes tell what preflight found: the state is then `Invalid`, and "
         "mending the field in place starts preflight again.\n",
+        "In the commands NAME is the job; add `-n NAMESPACE` where it is not your current one. POD, NODE, POOL and "
+        "SECRET stand for what the message names. The pods of the last attempt stay until the next one starts.\n",
         "| Class | What happened | Who acts | Retried | Exit code |",
         "|---|---|---|---|---|",
         *(
@@ -217,23 +225,36 @@ def failures() -> str:
 
 
 def _retried(row: FailureClass) -> str:
-    if row.fault == Fault.INTERRUPTION or row.name in NO_ROOM:
+    if not row.ends:
+        return "goes on"
+    if not row.retriable:
+        return "no"
+    if not row.counted:
         return "always, not counted"
-    return "yes" if row.retriable else "no"
+    return "yes" if row.retries == ANY else f"yes, at most {row.retries}×"
 
 
 def _section(row: FailureClass) -> str:
-    retry = {
-        "always, not counted": "The next attempt starts by itself, goes on from the newest checkpoint, and does not "
-        "count against `spec.retry.maxFailures`.",
-        "yes": "The next attempt starts by itself, goes on from the newest checkpoint, and counts against "
-        "`spec.retry.maxFailures`.",
-        "no": "Not retried: another attempt would end the same way until something changes.",
-    }[_retried(row)]
+    book = RUNBOOKS[row.name]
     code = f"\n- **Exit code:** {row.exit_code}" if row.exit_code is not None else ""
-    return (
-        f"## {row.name}\n\n{row.summary}\n\n"
-        f"- **What to do:** {row.hint}\n- **Who acts:** {_WHO[row.fault]}.\n- **Retried:** {retry}{code}\n"
+    return "\n".join(
+        (
+            f"## {row.name}\n",
+            f"{row.summary} {row.hint}\n",
+            f"- **Symptom:** {book.symptom}",
+            f"- **Who acts:** {_WHO[row.fault]}.",
+            f"- **Retried:** {_retried(row)}.",
+            f"- **Does another attempt help?** {book.again}{code}\n",
+            "How to look:\n",
+            "```sh",
+            *book.look,
+            "```\n",
+            "Likely causes:\n",
+            *(f"- {cause}" for cause in book.causes),
+            "\nWhat to do:\n",
+            *(f"{number}. {step}" for number, step in enumerate(book.act, 1)),
+            "",
+        )
     )
 
 

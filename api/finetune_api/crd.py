@@ -109,6 +109,13 @@ _JOB_COLUMNS = [
         wide=True,
         description="Step of the newest checkpoint.",
     ),
+    _column(
+        "Goodput",
+        ".status.goodput.percent",
+        "integer",
+        wide=True,
+        description="Training that counts, in percent of the time since the first attempt began.",
+    ),
     _column("Message", ".status.message", wide=True, description="One sentence about what happens."),
 ]
 

@@ -95,6 +95,13 @@ class LossOn(StrEnum):
     ALL = "All"
 
 
+class LossSpikeGuard(StrEnum):
+    """What a loss that has gone wrong leads to."""
+
+    ROLLBACK = "Rollback"
+    OFF = "Off"
+
+
 class Truncation(StrEnum):
     """What happens to a record longer than the maximum."""
 

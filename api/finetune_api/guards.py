@@ -15,8 +15,9 @@ from finetune_api.base import Document
 
 MAX_ROLLBACKS = 5
 MAX_MICRO_BATCH_DIVISOR = 64
+MAX_STEP = 2**31
 
-Step = Annotated[int, Field(ge=0, le=2**31)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 
 
 class RollbackReason(StrEnum):
@@ -24,6 +25,7 @@ class RollbackReason(StrEnum):
 
     SPIKE = "LossSpike"
     PLATEAU = "LossPlateau"
+    NON_FINITE = "NonFiniteLoss"
 
 
 class Rollback(Document):
@@ -51,3 +53,13 @@ class GuardState(Document):
     def learning_rate_factor(self, step: int) -> float:
         """What the planned learning rate of optimizer step `step` (the first is 1) is multiplied by."""
         return min((found.factor for found in self.rollbacks if step <= found.until_step), default=1.0)
+
+    def split(self, micro_batch: int, accumulation: int) -> tuple[int, int]:
+        """Micro batch and accumulation in force, from the planned ones; their product is the planned.
+
+        The micro batch is the largest one, up to the planned one divided and rounded up, that divides the product.
+        """
+        records = micro_batch * accumulation
+        most = -(-micro_batch // self.micro_batch_divisor)
+        size = next(size for size in range(most, 0, -1) if records % size == 0)
+        return size, records // size

@@ -22,6 +22,7 @@ from finetune_api.enums import (
     LoraBias,
     LoraVariant,
     LossOn,
+    LossSpikeGuard,
     MasterWeights,
     ObjectiveType,
     OnExisting,
@@ -90,6 +91,7 @@ __all__ = [
     "FullTuning",
     "Generation",
     "GrpoSettings",
+    "Guards",
     "HeldOut",
     "Hyperparameters",
     "Ia3",
@@ -98,6 +100,7 @@ __all__ = [
     "LoraBias",
     "LoraVariant",
     "LossOn",
+    "LossSpikeGuard",
     "MasterWeights",
     "Model",
     "ModelCache",
@@ -210,6 +213,15 @@ class Checkpoint(Document):
     """How many of the best by evaluation loss stay."""
 
 
+class Guards(Document):
+    """What happens when the training loss goes wrong."""
+
+    loss_spike: LossSpikeGuard | None = None
+    """When the loss jumps and stays high, is stuck far above its best level, or is not finite."""
+    rollback_steps: Annotated[int, Field(ge=1, le=100000)] | None = None
+    """The run goes back to a checkpoint at least this many steps before the loss rose; only with lossSpike Rollback."""
+
+
 class Publish(Document):
     """A repository on the hub that receives the artifact too."""
 
@@ -257,7 +269,7 @@ class Retry(Document):
     """How often a failed attempt is repeated. Interruptions do not count."""
 
     max_failures: Annotated[int, Field(ge=0, le=100)] | None = None
-    """Failed attempts that are retried; absent means 3. Errors of the user are never retried."""
+    """Failed attempts that are retried; absent means 3. Some classes are retried less often, the user's errors never."""
 
 
 class FineTuneJobSpec(Document):
@@ -283,6 +295,8 @@ class FineTuneJobSpec(Document):
     """What is measured."""
     checkpoint: Checkpoint | None = None
     """When progress is saved."""
+    guards: Guards | None = None
+    """What happens when the training loss goes wrong."""
     resources: Resources | None = None
     """Where it runs."""
     credentials: Credentials | None = None
@@ -334,6 +348,7 @@ FROZEN_FIELDS = (
     "hyperparameters",
     "evaluation",
     "checkpoint",
+    "guards",
     "resources",
     "credentials",
     "storage",

@@ -106,6 +106,13 @@ BY_MODEL: dict[str, tuple[Rule, ...]] = {
             "fieldPath": ".type",
         },
     ),
+    "Guards": (
+        {
+            "rule": "!has(self.rollbackSteps) || !has(self.lossSpike) || self.lossSpike == 'Rollback'",
+            "message": "rollbackSteps belongs to lossSpike Rollback only",
+            "fieldPath": ".rollbackSteps",
+        },
+    ),
     "Requirement": ({"rule": "has(self.min) || has(self.max)", "message": "set min, max or both"},),
     "Tuning": (
         _member("lora", ("LoRA", "QLoRA")),

@@ -23,6 +23,7 @@ from finetune_api.job import (
     Generation,
     Lora,
     LossOn,
+    LossSpikeGuard,
     MasterWeights,
     ObjectiveType,
     OnExisting,
@@ -68,6 +69,7 @@ __all__ = [
     "RunEvaluation",
     "RunFile",
     "RunFull",
+    "RunGuards",
     "RunHyperparameters",
     "RunIa3",
     "RunJob",
@@ -196,6 +198,24 @@ class RunCheckpoint(Document):
     keep_best: int = 0
 
 
+class RunGuards(Document):
+    """What happens when the training loss goes wrong. With loss_spike Rollback, in optimizer steps but for the last two:
+
+    spike: `spike_steps` losses in a row far above the `window` losses before them. plateau: two blocks of `window` losses
+    in a row whose median is far above the best block's. The run then goes back to the newest checkpoint that is at
+    least `rollback_steps` older than the onset, and takes `rate_factor` of the planned learning rate up to
+    `lowered_steps` after the onset. min_rise: share of the loss by which it has to rise to count as far above.
+    """
+
+    loss_spike: LossSpikeGuard = LossSpikeGuard.OFF
+    window: Annotated[int, Field(ge=8)] = 64
+    spike_steps: Annotated[int, Field(ge=1)] = 8
+    rollback_steps: Annotated[int, Field(ge=1)] = 10
+    lowered_steps: Annotated[int, Field(ge=1)] = 20
+    rate_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_rise: Annotated[float, Field(ge=0)] = 0.25
+
+
 class RunPublish(Document):
     """A repository on the hub that receives the artifact."""
 
@@ -259,6 +279,7 @@ class RunFile(Document):
     hyperparameters: RunHyperparameters
     evaluation: RunEvaluation
     checkpoint: RunCheckpoint
+    guards: RunGuards = RunGuards()
     output: RunOutput
     resources: RunResources
     settings: list[dict[str, object]] = []

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from finetune_api.base import Tolerant
 from finetune_api.preflight import DataFacts, Finding, ModelFacts, Preflight
+from finetune_api.progress import Goodput, GuardChanges, Progress, Time, TimeSpent
 
 __all__ = [
     "Artifacts",
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "FineTuneJobStatus",
     "Goodput",
+    "GuardChanges",
     "MemoryEstimate",
     "ModelFacts",
     "Plan",
@@ -34,9 +36,8 @@ __all__ = [
     "Setting",
     "State",
     "Time",
+    "TimeSpent",
 ]
-
-Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class ConditionType(StrEnum):
@@ -157,43 +158,6 @@ class Plan(Tolerant):
     """The trainer image that every attempt uses."""
 
 
-class Progress(Tolerant):
-    """Where training is. Written by the progress poller alone."""
-
-    attempt: int
-    """The attempt that this is about."""
-    stage: str
-    """Loading, Training, Evaluating or Publishing."""
-    step: int
-    """Optimizer steps done."""
-    total_steps: int
-    """Optimizer steps in all."""
-    epoch: float | None = None
-    """Passes over the data done."""
-    percent: int
-    """step / totalSteps in percent."""
-    loss: float | None = None
-    """Training loss of the last logged step."""
-    eval_loss: float | None = None
-    """Last evaluation loss."""
-    learning_rate: float | None = None
-    """Learning rate of the last logged step."""
-    tokens_per_second: float | None = None
-    """Tokens per second over all GPUs."""
-    eta_seconds: int | None = None
-    """Estimated seconds to the end of training."""
-    checkpoint_step: int | None = None
-    """Step of the newest committed checkpoint."""
-    summary: str
-    """For people: "42% 420/1000"."""
-    loss_text: str = ""
-    """For people: "1.234"."""
-    eta: str = ""
-    """For people: "2h04m"."""
-    update_time: Time
-    """When the trainer said this; nothing is written while it says the same."""
-
-
 class Current(Tolerant):
     """The attempt that is under way."""
 
@@ -205,12 +169,14 @@ class Current(Tolerant):
     """Whether its Job was allowed to start pods."""
     start_time: Time
     """When the number was recorded."""
+    scheduled_time: Time | None = None
+    """When the last of its pods got a node."""
     running_time: Time | None = None
     """When all its pods were first seen running."""
     stop_reason: str | None = None
     """Why it is being stopped: Suspended, Cancelled or a row of the failure table. Recorded before its Job is deleted."""
-    lost_node: str | None = None
-    """The node that stopped answering, with stopReason NodeLost."""
+    avoid_node: str | None = None
+    """The node at fault, where stopReason is about one."""
 
 
 class AttemptRecord(Tolerant):
@@ -232,8 +198,10 @@ class AttemptRecord(Tolerant):
     """Optimizer steps that it reached."""
     checkpoint_step: int | None = None
     """Newest committed checkpoint."""
-    lost_node: str | None = None
-    """The node that stopped answering; later attempts avoid it."""
+    tokens_per_second: float | None = None
+    """Tokens per second over all GPUs, as last heard."""
+    avoid_node: str | None = None
+    """The node that was lost or unusable; later attempts avoid it until one of them finds no room elsewhere."""
 
 
 class Failure(Tolerant):
@@ -289,29 +257,6 @@ class Artifacts(Tolerant):
     """Evaluation loss of the tuned model."""
 
 
-class Goodput(Tolerant):
-    """Where the time since startTime went, in whole seconds; suspension is not counted. The parts add up to the whole."""
-
-    queue_seconds: int
-    """Waiting for GPUs: from an attempt's number to all its pods having a node."""
-    start_seconds: int
-    """Starting containers, fetching inputs, loading model and data."""
-    train_seconds: int
-    """Optimizer steps that count."""
-    evaluate_seconds: int
-    """Measuring on held-out data."""
-    save_seconds: int
-    """Steps waiting for a checkpoint to be taken, and publishing."""
-    restore_seconds: int
-    """Taking up a checkpoint."""
-    redo_seconds: int
-    """Optimizer steps that were lost and had to be made again."""
-    down_seconds: int
-    """Everything else: between attempts, and pods that could say nothing any more."""
-    percent: int
-    """Training that counts, as a share of the whole."""
-
-
 class FineTuneJobStatus(Tolerant):
     """What the operator knows about the job."""
 
@@ -339,6 +284,10 @@ class FineTuneJobStatus(Tolerant):
     """Interrupted attempts so far."""
     interruptions_without_checkpoint: int | None = None
     """Interruptions in a row without a new checkpoint."""
+    endings: dict[str, int] = {}
+    """How many attempts ended in which way: Succeeded, Suspended, Cancelled or a row of the failure table."""
+    guards: GuardChanges | None = None
+    """What guards have changed about the run."""
     next_attempt_time: Time | None = None
     """Not before this time does the next attempt start."""
     progress: Progress | None = None

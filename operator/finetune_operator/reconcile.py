@@ -49,6 +49,7 @@ class Reconciler:
                 log.info("status", job=key, state=decision.status.state, message=decision.status.message)
                 await publish(self.kube, seen.job, decision.events, seen.now, self.config.identity)
                 metrics.count_events(decision.events)
+                metrics.count_change(seen.status, decision.status)
             if obstacle is not None or not (decision.actions or written):
                 return decision.look_again
         log.warning("many_steps", job=key)

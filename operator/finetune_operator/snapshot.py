@@ -69,6 +69,10 @@ class PodView:
     phase: str
     created: datetime
     node: str | None = None
+    scheduled: datetime | None = None
+    """When it got its node."""
+    started: datetime | None = None
+    """When the container with our program started."""
     deletion_time: datetime | None = None
     """When its grace period is over."""
     unschedulable: str = ""

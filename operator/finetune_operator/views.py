@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -98,7 +99,9 @@ def pod_view(body: Body) -> PodView:
         phase=status.get("phase") or "Pending",
         created=parse_time(metadata["creationTimestamp"]),
         node=(body.get("spec") or {}).get("nodeName"),
-        deletion_time=parse_time(deletion) if deletion else None,
+        scheduled=_time(scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None),
+        started=_time(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
+        deletion_time=_time(deletion),
         unschedulable=(
             scheduled.get("message") or "no node has room"
             if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
@@ -109,7 +112,7 @@ def pod_view(body: Body) -> PodView:
         ended=bool(ended),
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason") or "",
-        exit_time=parse_time(ended["finishedAt"]) if ended.get("finishedAt") else None,
+        exit_time=_time(ended.get("finishedAt")),
         termination_message=ended.get("message") or "",
         reason=status.get("reason") or "",
         message=status.get("message") or "",
@@ -123,6 +126,10 @@ def _container_state(status: Body) -> Body:
             state: Body = container.get("state") or {}
             return state
     return {}
+
+
+def _time(text: str | None) -> datetime | None:
+    return parse_time(text) if text else None
 
 
 def _number(text: str | None) -> int | None:

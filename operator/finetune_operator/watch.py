@@ -117,6 +117,9 @@ class Watcher:
             progress.get("attempt"),
             progress.get("stage"),
             progress.get("checkpointStep"),
+            progress.get("percent"),
+            progress.get("rollbacks"),
+            progress.get("microBatchSize"),
         )
         self._wake(kind, uid, looked_at, _key(body))
 

@@ -180,6 +180,12 @@ BAD_SPECS: list[tuple[str, dict[str, Any], str, str]] = [
         "initText belongs to init Text only",
     ),
     (
+        "steps back without going back",
+        {"guards": {"lossSpike": "Off", "rollbackSteps": 50}},
+        "spec.guards.rollbackSteps",
+        "rollbackSteps belongs to lossSpike Rollback only",
+    ),
+    (
         "preset and patterns",
         {"tuning": {"type": "Full", "full": {"preset": "RouterAndExperts", "freeze": ["a"]}}},
         "spec.tuning.full",

@@ -10,6 +10,7 @@ import pytest
 from finetune_api.naming import MANAGER_OPERATOR, MANAGER_PROGRESS
 from tests.api import objects
 from tests.api.rest import Api
+from tests.api.tenant import until
 from tests.cluster.local import LocalCluster
 
 pytestmark = pytest.mark.usefixtures("without_operator")
@@ -66,7 +67,11 @@ def test_every_field_says_what_it_is_and_only_status_has_a_default(api: Api, crd
 
 
 def test_kubectl_explain_describes_a_nested_field(cluster: LocalCluster) -> None:
-    text = cluster.kubectl("explain", "ftj.spec.dataset.sources.uri")
+    # The OpenAPI documents follow discovery a moment later.
+    text = until(
+        lambda: cluster.kubectl("explain", "ftj.spec.dataset.sources.uri", check=False),
+        lambda said: "couldn't find resource" not in said,
+    )
     assert "jsonl, json, csv, parquet or txt" in " ".join(text.split())
 
 

@@ -54,7 +54,10 @@ def test_a_refused_job_is_mended_in_place_and_runs_as_mended(tenant: Tenant) -> 
     status = tenant.wait_state("faq", "Invalid")
     assert (status["failure"]["class"], status["failure"]["field"]) == ("DataNotFound", "spec.dataset.sources[0].uri")
     assert condition(status, "Validated")["status"] == "False"
-    assert condition(status, "Failed")["message"] == message
+    assert condition(status, "Validated")["message"] == message
+    assert condition(status, "Failed")["message"].startswith(
+        f"{message}. Field: spec.dataset.sources[0].uri. What to do: "
+    )
     assert "plan" not in status
 
     tenant.edit("faq", dataset={"sources": [{"uri": "s3://team-a/train.jsonl"}]})

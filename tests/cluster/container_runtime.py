@@ -26,11 +26,11 @@ class ContainerRuntimeError(RuntimeError):
 
 
 class ContainerRuntime:
-    """One containerd; the image store outlives the cluster, everything else goes with it."""
+    """One containerd; its image store (root, default: in the cache) outlives the cluster, all else goes with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, root: Path | None = None) -> None:
         self.folder = folder
-        self.root = cache_root() / "containerd"
+        self.root = root or cache_root() / "containerd"
         self.state = folder / "containerd"
         self.socket = folder / "containerd.sock"
         self.cgroup = cgroup_name(folder)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from tests.cluster import controlplane, image_loading, kwok, tools
+from tests.cluster import controlplane, image_loading, kwok, second_node, tools
 from tests.cluster.certs import Authority
 from tests.cluster.controlplane import ControlPlane, choose_ports
 from tests.cluster.kubectl import Kubectl
@@ -24,6 +24,7 @@ from tests.cluster.node import NODE_NAME, Node
 from tests.cluster.paths import state_dir
 from tests.cluster.port_forward import port_forward
 from tests.cluster.processes import Component, ProcessTable, boot_id, free_port
+from tests.cluster.second_node import SecondNode
 
 Profile = Literal["control-plane", "full"]
 READY_SECONDS = 120.0
@@ -66,6 +67,7 @@ class LocalCluster:
         self.folder = state_dir(f"{profile}-{os.getpid()}" if private else profile)
         self.table = ProcessTable(self.folder)
         self._node = Node(self.folder, self.extra_args) if profile == "full" else None
+        self._second = SecondNode(self.folder)
         self._was_up = False
 
     # -- what a test uses -------------------------------------------------------------------------------------------
@@ -106,6 +108,25 @@ class LocalCluster:
         image_loading.load(tag, self._node.runtime)
 
     @contextmanager
+    def second_node(self, image_tags: Sequence[str]) -> Iterator[str]:
+        """A second real node with these images while the block runs; yields its name (full profile only).
+
+        `stop_component("kubelet-1")` makes it a lost node, whose containers run on.
+        """
+        node, table = self._second, self.table
+        if self._node is None:
+            raise ClusterError("the control-plane profile runs no containers; use the full profile")
+        try:
+            node.start(table, self._node.network, self._control_plane(), tools.binary_path, self.kubectl)
+            for tag in image_tags:
+                image_loading.load(tag, node.runtime)
+            yield second_node.NODE_NAME
+        finally:
+            self.kubectl("delete", "node", second_node.NODE_NAME, "--ignore-not-found")
+            node.stop(table)
+            node.clean()
+
+    @contextmanager
     def port_forward(self, namespace: str, target: str, port: int) -> Iterator[int]:
         """A loopback port that leads to `pod/NAME` or `service/NAME` while the block runs (full profile only)."""
         with port_forward(self.kubectl, self.table, namespace, target, port) as local:
@@ -134,8 +155,7 @@ class LocalCluster:
         plane = self._control_plane()
         if name in controlplane.COMPONENTS:
             self.table.wait_ready(name, lambda: plane.ready(name))
-        elif self._node and name in self._node.COMPONENTS:
-            node = self._node
+        elif node := self._node_of(name):
             self.table.wait_ready(name, lambda: node.ready(name))
 
     def components(self) -> list[str]:
@@ -196,7 +216,9 @@ class LocalCluster:
     def _converge(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "boot").write_text(boot_id())
-        self.table.stop_strays()
+        if any(self.table.pid(name) is None for name in self._expected()):
+            # Not on a whole cluster: the shims of its pods carry the mark too.
+            self.table.stop_strays()
         if self._node:
             self._node.prepare()
         plane = self._control_plane()
@@ -205,12 +227,17 @@ class LocalCluster:
         if self._node:
             self._node.start(self.table, plane, tools.binary_path, self.kubectl)
 
+    def _node_of(self, component: str) -> Node | SecondNode | None:
+        return next((node for node in (self._node, self._second) if node and component in node.COMPONENTS), None)
+
     def _clear(self) -> None:
+        self._second.stop(self.table)
         for name in (*STOP_ORDER, *self.table.names()):
             if name == "containerd" and self._node:
                 self._node.remove_pods(self.table)
             self.table.stop(name)
         self.table.stop_strays()
+        self._second.clean()
         if self._node:
             self._node.clean(self.table)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -224,8 +251,10 @@ class LocalCluster:
 
     def _all_components(self) -> dict[str, Component]:
         plane = self._control_plane()
-        of_node = self._node.components(plane, tools.binary_path) if self._node else {}
-        return {**plane.components(), **of_node}
+        of_nodes = self._node.components(plane, tools.binary_path) if self._node else {}
+        if self._node and self._second.exists:
+            of_nodes |= self._second.components(self._node.network, plane, tools.binary_path)
+        return {**plane.components(), **of_nodes}
 
     def _expected(self) -> list[str]:
         return [*controlplane.COMPONENTS, *(self._node.COMPONENTS if self._node else ())]

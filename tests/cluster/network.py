@@ -6,6 +6,8 @@ import json
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BRIDGE = "ftpods0"
@@ -109,6 +111,28 @@ def unmount_below(folder: Path) -> None:
     for point in sorted(points, key=len, reverse=True):
         if subprocess.run(["umount", point], capture_output=True, check=False).returncode != 0:
             subprocess.run(["umount", "-l", point], capture_output=True, check=False)
+
+
+def add_address(address: str) -> None:
+    """The bridge has this address too; it goes with the bridge."""
+    if f" {address}/" not in _run("ip", "-4", "-o", "address", "show", "dev", BRIDGE):
+        _run("ip", "address", "add", f"{address}/{POD_CIDR.split('/')[1]}", "dev", BRIDGE)
+
+
+@contextmanager
+def cut_off(address: str) -> Iterator[None]:
+    """Nothing reaches the pod with this address, and it reaches nothing, while the block runs."""
+    neighbours = json.loads(_run("ip", "-j", "neigh", "show", address, "dev", BRIDGE))
+    hardware = next((found["lladdr"] for found in neighbours if "lladdr" in found), None)
+    entries = json.loads(_run("bridge", "-j", "fdb", "show", "br", BRIDGE))
+    port = next((entry["ifname"] for entry in entries if entry["mac"] == hardware), None)
+    if port is None:
+        raise NetworkError(f"no pod with address {address} is on {BRIDGE}")
+    _run("ip", "link", "set", port, "down")
+    try:
+        yield
+    finally:
+        _run("ip", "link", "set", port, "up")
 
 
 def bridge_exists() -> bool:

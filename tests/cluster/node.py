@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.cluster import container_runtime, dns, image_loading, images, network
+from tests.cluster import container_runtime, dns, image_loading, images, kubelet, network
 from tests.cluster.container_runtime import ContainerRuntime
-from tests.cluster.controlplane import CLUSTER_DOMAIN, ControlPlane
+from tests.cluster.controlplane import ControlPlane
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.network import Network, NetworkError
 from tests.cluster.paths import write_if_changed
@@ -43,6 +43,7 @@ class Node:
         self.extra_args = extra_args
         self.network = Network(folder)
         self.runtime = ContainerRuntime(folder)
+        self._place = kubelet.Place(KUBELET, NODE_NAME, folder, self.address, KUBELET_HEALTH)
 
     def prepare(self) -> None:
         """The bridge is there, so that the API server can bind to it; raises NetworkError where that is impossible."""
@@ -56,7 +57,7 @@ class Node:
         """The node's processes, in the order in which they start."""
         made = (
             self.runtime.component(self.network, images.PAUSE_TAG),
-            self._kubelet(plane, binary(KUBELET)),
+            kubelet.component(self._place, self.runtime, plane, binary(KUBELET)),
             self._proxy(plane, binary(PROXY)),
             dns.component(binary(dns.NAME), self.folder, self.address, plane.kubeconfig_for(dns.USER)),
         )
@@ -123,42 +124,6 @@ class Node:
 
     def _with_extra(self, part: Component) -> Component:
         return Component(part.name, [*part.argv, *self.extra_args.get(part.name, ())], part.env)
-
-    def _kubelet(self, plane: ControlPlane, binary: Path) -> Component:
-        serving = plane.authority.server("kubelet-serving", [self.address, NODE_NAME])
-        resolv = self.folder / "resolv.conf"
-        write_if_changed(resolv, "# pods with dnsPolicy Default see no outer DNS\n")
-        configuration = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            **{"address": self.address, "healthzBindAddress": "127.0.0.1", "healthzPort": KUBELET_HEALTH},
-            "authentication": {
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-                "x509": {"clientCAFile": str(plane.authority.pair.certificate)},
-            },
-            "authorization": {"mode": "Webhook"},
-            **{"tlsCertFile": str(serving.certificate), "tlsPrivateKeyFile": str(serving.key)},
-            **{"clusterDNS": [dns.SERVICE_IP], "clusterDomain": CLUSTER_DOMAIN, "resolvConf": str(resolv)},
-            **{"cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self.runtime.cgroup}"},
-            **{"failCgroupV1": False, "failSwapOn": False},
-            "containerRuntimeEndpoint": f"unix://{self.runtime.socket}",
-            # It would write rules for iptables into tables that are not ours.
-            "makeIPTablesUtilChains": False,
-            # A developer's disk is often nearly full; images are our cache and must not be collected.
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
-            **{"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99},
-            **{"podLogsDir": str(self.folder / "pod-logs"), "volumePluginDir": str(self.folder / "volume-plugins")},
-        }
-        path = self.folder / "kubelet.json"
-        write_if_changed(path, json.dumps(configuration, indent=1))
-        argv = [
-            str(binary),
-            *(f"--config={path}", f"--root-dir={self.folder / 'kubelet'}", f"--cert-dir={self.folder / 'run'}"),
-            f"--kubeconfig={plane.kubeconfig_for(f'system:node:{NODE_NAME}', ['system:nodes'])}",
-            *(f"--hostname-override={NODE_NAME}", f"--node-ip={self.address}"),
-        ]
-        return Component(KUBELET, argv)
 
     def _proxy(self, plane: ControlPlane, binary: Path) -> Component:
         if shutil.which("nft") is None:

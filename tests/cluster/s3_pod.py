@@ -19,6 +19,8 @@ from tests.cluster.s3 import HEALTH_PATH, REGION, S3Accounts, S3Error
 NAME = "s3"
 PORT = 7070
 USER_ID = 65532
+# Sends a signal to the server, whose container shares its processes with the pod's other containers.
+_SIGNAL = 'for name in /proc/[0-9]*; do [ "$(cat $name/comm)" = versitygw ] && kill -{} ${{name#/proc/}}; done; true'
 
 
 class S3Pod(S3Accounts):
@@ -38,6 +40,23 @@ class S3Pod(S3Accounts):
         self._cluster.kubectl.apply(*objects(self.namespace, tag, self.access_key, self.secret_key))
         self._cluster.kubectl("rollout", "status", "-n", self.namespace, f"deployment/{NAME}", "--timeout=120s")
         return self
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The server does not answer while the block runs; it goes on with all its data afterwards.
+
+        Requests in flight hang; once the readiness probe has failed (3 s), new connections are refused.
+        """
+        self._signal("STOP")
+        try:
+            yield
+        finally:
+            self._signal("CONT")
+            self._cluster.kubectl("wait", "-n", self.namespace, f"deployment/{NAME}", "--for=condition=Available")
+
+    def _signal(self, name: str) -> None:
+        shell = ["sh", "-c", _SIGNAL.format(name)]
+        self._cluster.kubectl("exec", "-n", self.namespace, f"deployment/{NAME}", "--", *shell)
 
     def _take_over_keys(self) -> None:
         """A server that an earlier process started keeps its root keys: it would not read new ones."""
@@ -97,6 +116,8 @@ def objects(namespace: str, image: str, access_key: str, secret_key: str) -> lis
     pod = {
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": 2,
+        # The first process of a container can neither be stopped nor killed from inside.
+        "shareProcessNamespace": True,
         "securityContext": {
             **{"runAsNonRoot": True, "runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID},
             "seccompProfile": {"type": "RuntimeDefault"},

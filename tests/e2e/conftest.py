@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def tiny_llama() -> Path:
 
 @dataclass(frozen=True)
 class Tenant:
-    """A namespace with a bucket that holds a tiny model and 40 records."""
+    """A namespace with a bucket that holds a tiny model and records."""
 
     stand: Stand
     namespace: str
@@ -135,13 +136,20 @@ def lines(records: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-@pytest.fixture
-def tenant(running: Stand, tiny_llama: Path) -> Iterator[Tenant]:
-    """A fresh tenant; its namespace goes after the test."""
+@contextmanager
+def fresh_tenant(running: Stand, model: Path, records: list[dict[str, Any]]) -> Iterator[Tenant]:
+    """A tenant with the model and the records in a bucket of its own; the namespace goes when the block ends."""
     namespace = f"team-{next(_numbers)}-{os.getpid() % 10000}"
     running.tenant(namespace)
     made = Tenant(running, namespace)
-    upload_folder(made.s3, tiny_llama, namespace, "models/tiny")
-    made.put("data/train.jsonl", lines(RECORDS))
+    upload_folder(made.s3, model, namespace, "models/tiny")
+    made.put("data/train.jsonl", lines(records))
     yield made
     running.cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+@pytest.fixture
+def tenant(running: Stand, tiny_llama: Path) -> Iterator[Tenant]:
+    """A fresh tenant with the tiny model and 40 records."""
+    with fresh_tenant(running, tiny_llama, RECORDS) as made:
+        yield made

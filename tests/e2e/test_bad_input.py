@@ -63,7 +63,7 @@ def unknown_model_type(tenant: Tenant) -> dict[str, Any]:
         (empty_data, "DataInvalid", "spec.dataset.sources[0]", "holds no record"),
         (missing_file, "DataNotFound", "spec.dataset.sources[0].uri", "absent.jsonl"),
         (missing_bucket, "BucketNotFound", "spec.output.uri", "no-such-bucket-here"),
-        (missing_secret, "SecretNotFound", "spec.credentials", "no-such-secret"),
+        (missing_secret, "ReferenceNotFound", "spec.credentials", "no-such-secret"),
         (wrong_key, "CredentialsRejected", "spec.", "key"),
         (unknown_model_type, "ModelUnsupported", "spec.model", "oddity"),
     ],

@@ -9,21 +9,33 @@ from finetune_api.job import (
     Evaluation,
     FineTuneJobSpec,
     Generation,
+    Guards,
     HeldOut,
     Hyperparameters,
     LossOn,
+    LossSpikeGuard,
     ObjectiveType,
     OnExisting,
     Truncation,
 )
 from finetune_api.planner.ledger import Ledger
-from finetune_api.planner.objective import max_new_tokens
+from finetune_api.planner.objective import REINFORCEMENTS, max_new_tokens
 from finetune_api.planner.references import References
-from finetune_api.runfile import RunBenchmark, RunCheckpoint, RunDataset, RunEvaluation, RunOutput, RunPublish
+from finetune_api.runfile import (
+    RunBenchmark,
+    RunCheckpoint,
+    RunDataset,
+    RunEvaluation,
+    RunGuards,
+    RunOutput,
+    RunPublish,
+)
 from finetune_api.status import DataFacts
 
 LONGEST_DEFAULT_SEQUENCE = 2048
 SMALLEST_SPLIT_ROWS = 20  # below this a held-out tenth says nothing
+FEWEST_GUARDED_STEPS = 100  # below this there is no level yet that a loss could rise from
+ROLLBACK_STEPS = (10, 100)  # PaLM went back about 100 steps (Chowdhery et al. 2022, section 5.1)
 
 
 def sequence_length(spec: FineTuneJobSpec, data: DataFacts, max_positions: int | None, ledger: Ledger) -> int:
@@ -205,6 +217,31 @@ def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
         keep_last=ledger.pick("checkpoint.keepLast", given and given.keep_last, 2, "the newest and one before it"),
         keep_best=_keep_best(spec, ledger),
     )
+
+
+def guards(spec: FineTuneJobSpec, total_steps: int, ledger: Ledger) -> RunGuards:
+    """What happens when the training loss goes wrong."""
+    given = spec.guards or Guards()
+    if spec.objective_type == ObjectiveType.EVALUATION:
+        return RunGuards()
+    chosen, why = LossSpikeGuard.ROLLBACK, "a run that goes astray is set back, with a lower learning rate for a while"
+    if given.rollback_steps is not None:
+        why = "guards.rollbackSteps asks for it"
+    elif spec.objective_type in REINFORCEMENTS:
+        chosen, why = LossSpikeGuard.OFF, "the loss of a policy rises and falls while it learns"
+    elif total_steps < FEWEST_GUARDED_STEPS:
+        chosen, why = LossSpikeGuard.OFF, f"{total_steps} steps are too few to tell a spike from noise"
+    answer = ledger.pick("guards.lossSpike", given.loss_spike, chosen, why)
+    if answer == LossSpikeGuard.OFF:
+        return RunGuards()
+    fewest, most = ROLLBACK_STEPS
+    back = ledger.pick(
+        "guards.rollbackSteps",
+        given.rollback_steps,
+        min(max(total_steps // 20, fewest), most),
+        "a twentieth of the run, at most 100: the weights from before the loss rose",
+    )
+    return RunGuards(loss_spike=answer, rollback_steps=back, lowered_steps=2 * back)
 
 
 def _keep_best(spec: FineTuneJobSpec, ledger: Ledger) -> int:

@@ -73,6 +73,7 @@ TRAINING_ONLY = (
     "dataset.balanceLabels",
     "evaluation.everySteps",
     "checkpoint",
+    "guards",
     "output.mergeAdapter",
     "output.maxShardSizeGiB",
     "output.publish",

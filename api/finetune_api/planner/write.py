@@ -108,6 +108,7 @@ def write(given: Given, fit: Fit, pool_reason: str) -> Planned:
         hyperparameters=hyperparameters,
         evaluation=settings.evaluation(spec, hyperparameters.total_steps, has_validation, references, ledger),
         checkpoint=settings.checkpoint(spec, ledger),
+        guards=settings.guards(spec, hyperparameters.total_steps, ledger),
         output=settings.output(spec, references, ledger),
         resources=RunResources(
             pool=fit.pool.name, nodes=fit.nodes, processes_per_node=fit.gpus, accelerator=fit.pool.spec.accelerator

@@ -14,6 +14,7 @@ from finetune_operator.decide import ending, planning, running, stopping
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.history import nodes_to_avoid
 from finetune_operator.decide.pods import waits_for_pods
 from finetune_operator.render import AttemptInput, attempt_children, attempt_job
 from finetune_operator.snapshot import ChildJob
@@ -90,7 +91,6 @@ def _input(draft: Draft, current: Current) -> AttemptInput | None:
             draft.mark(ConditionType.QUEUED, TRUE, "Unschedulable", f"the GPUPool {plan.pool} does not exist any more")
         draft.look(draft.config.poll_seconds)
         return None
-    lost = tuple(dict.fromkeys(r.lost_node for r in draft.seen.status.attempts if r.lost_node is not None))
     return AttemptInput(
         job=draft.seen.job,
         spec=draft.spec,
@@ -99,7 +99,7 @@ def _input(draft: Draft, current: Current) -> AttemptInput | None:
         references=build_references(draft.spec, draft.config.storage),
         number=current.number,
         run_file=text,
-        avoid_nodes=lost,
+        avoid_nodes=nodes_to_avoid(draft.seen.status.attempts),
     )
 
 

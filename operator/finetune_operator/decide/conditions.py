@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.failures import TABLE
-from finetune_api.status import Condition, ConditionStatus, ConditionType, State
+from finetune_api.status import Condition, ConditionStatus, ConditionType, Failure, State
 from finetune_operator.actions import Event
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
@@ -17,6 +17,7 @@ IN_PROGRESS = "InProgress"
 PENDING = "Pending"
 LONGEST_MESSAGE = 2000
 LONGEST_EVENT = 1000
+LONGEST_CAUSE = 500  # of an end's message, so that what follows it is not cut off in an event
 FAILED_STATES = (State.FAILED, State.INVALID, State.CANCELLED)
 END_STATES = (*FAILED_STATES, State.SUCCEEDED)
 
@@ -48,6 +49,7 @@ def summarise(
     reason: str,
     message: str,
     *,
+    failure: Failure | None,
     generation: int,
     now: str,
 ) -> list[Condition]:
@@ -56,7 +58,7 @@ def summarise(
     A transition time moves only when the status does.
     """
     old = {condition.type: condition for condition in before}
-    every = {**marks, **_from_state(state, reason, message)}
+    every = {**marks, **_from_state(state, reason, message, failure)}
     found: list[Condition] = []
     for kind in ConditionType:
         previous = old.get(kind)
@@ -90,10 +92,13 @@ def first_sight(generation: int, now: str) -> list[Condition]:
 
 
 def transitions(before: Sequence[Condition], after: Sequence[Condition]) -> tuple[Event, ...]:
-    """One event per reason that is new: a condition became true, or tells of a failure that it did not tell before."""
+    """One event per reason that is new: a condition became true, or tells of a failure that it did not tell before.
+
+    Failed is heard first: where a job has ended, it tells most.
+    """
     old = {condition.type: (condition.status, condition.reason) for condition in before}
     told: dict[str, Event] = {}
-    for condition in after:
+    for condition in sorted(after, key=lambda condition: condition.type != ConditionType.FAILED):
         if old.get(condition.type) == (condition.status, condition.reason):
             continue
         failed = condition.reason in TABLE
@@ -110,14 +115,30 @@ def _kept(previous: Condition | None) -> Mark:
     return Mark(previous.status, previous.reason, previous.message)
 
 
-def _from_state(state: State, reason: str, message: str) -> dict[ConditionType, Mark]:
+def explain(failure: Failure, *, can_be_mended: bool) -> str:
+    """All that the owner of a job at its end has to know: what happened, which field, what to do, where to read on."""
+    message = failure.message
+    if len(message) > LONGEST_CAUSE:
+        message = f"{message[:LONGEST_CAUSE]}… (status.failure.message has all of it)"
+    parts = [
+        message.rstrip("."),
+        f"Field: {failure.field}" if failure.field else "",
+        f"What to do: {failure.hint.rstrip('.')}",
+        f"Retried automatically: {'no, it goes on once that is done' if can_be_mended else 'no'}",
+        f"Runbook: {failure.runbook}",
+    ]
+    return ". ".join(part for part in parts if part)
+
+
+def _from_state(state: State, reason: str, message: str, failure: Failure | None) -> dict[ConditionType, Mark]:
     failed = state in FAILED_STATES
     ended = state in END_STATES
     cause = reason if ended else IN_PROGRESS
     told = message if ended else ""
+    explained = explain(failure, can_be_mended=state == State.INVALID) if failed and failure is not None else told
     found = {
         ConditionType.SUCCEEDED: Mark(TRUE if state == State.SUCCEEDED else FALSE, cause, told),
-        ConditionType.FAILED: Mark(TRUE if failed else FALSE, cause, told),
+        ConditionType.FAILED: Mark(TRUE if failed else FALSE, cause, explained),
         ConditionType.FINISHED: Mark(TRUE if ended else FALSE, cause, told),
         ConditionType.SUSPENDED: Mark(TRUE if state == State.SUSPENDED else FALSE, *_suspension(state, message)),
         ConditionType.RECONCILING: Mark(
@@ -125,7 +146,7 @@ def _from_state(state: State, reason: str, message: str) -> dict[ConditionType, 
         ),
         # A cancelled job rests where its owner wanted it; every other failure waits for somebody.
         ConditionType.STALLED: Mark(
-            TRUE if failed and state != State.CANCELLED else FALSE, cause, told if failed else ""
+            TRUE if failed and state != State.CANCELLED else FALSE, cause, explained if failed else ""
         ),
     }
     if ended:

@@ -9,13 +9,19 @@ from finetune_operator.decide.draft import Draft
 
 def is_past(draft: Draft) -> bool:
     """Whether the deadline has passed; asks to look again when it will."""
+    left = seconds_left(draft)
+    if left is not None and left > 0:
+        draft.look(left)
+    return left is not None and left <= 0
+
+
+def seconds_left(draft: Draft) -> float | None:
+    """Seconds until the deadline; None without one, or before the first start."""
     status, limit = draft.seen.status, draft.spec.deadline_seconds
     if limit is None or status.start_time is None:
-        return False
+        return None
     used = (draft.seen.now - parse_time(status.start_time)).total_seconds() - suspended_seconds(status, draft.now)
-    if used < limit:
-        draft.look(limit - used)
-    return used >= limit
+    return limit - used
 
 
 def message(draft: Draft) -> str:

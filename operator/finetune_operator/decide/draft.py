@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.failures import TABLE
+from finetune_api.failures import DEFAULT_MAX_FAILURES, TABLE
 from finetune_api.job import FineTuneJobSpec
 from finetune_api.planner import with_resolved
 from finetune_api.status import ConditionStatus, ConditionType, Failure, FineTuneJobStatus, State
-from finetune_operator.actions import Action, Decision
+from finetune_operator.actions import Action, Decision, Event
 from finetune_operator.clock import format_time
 from finetune_operator.config import Config
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import LONGEST_MESSAGE, PENDING, UNKNOWN, Mark, summarise, transitions
 from finetune_operator.snapshot import Snapshot
-
-DEFAULT_MAX_FAILURES = 3
 
 
 class Draft:
@@ -27,6 +25,7 @@ class Draft:
         self._changes: dict[str, Any] = {}
         self._marks: dict[ConditionType, Mark] = {}
         self._actions: list[Action] = []
+        self._events: list[Event] = []
         self._look_again: float | None = None
         self._state = seen.status.state or State.PENDING
         self._message = seen.status.message or ""
@@ -62,6 +61,10 @@ class Draft:
     def do(self, *actions: Action) -> None:
         """Asks for actions, in order."""
         self._actions += actions
+
+    def tell(self, event: Event) -> None:
+        """Tells of something that is no condition. It has to change the status too: else it is told again."""
+        self._events.append(event)
 
     def look(self, seconds: float) -> None:
         """Asks to look again after at most that many seconds."""
@@ -123,6 +126,7 @@ class Draft:
             self._state,
             self._end_reason(),
             self._message,
+            failure=self.status.failure,
             generation=self.seen.job.generation,
             now=self.now,
         )
@@ -135,7 +139,7 @@ class Draft:
         return Decision(
             status=self.status,
             actions=tuple(self._actions),
-            events=transitions(before.conditions, conditions),
+            events=(*transitions(before.conditions, conditions), *self._events),
             look_again=self._look_again,
         )
 

@@ -1,31 +1,29 @@
 """The end of an attempt: its outcome, what it counts as, and what follows.
 
 Interruptions never count as failures, but five in a row without a new checkpoint end the job. An attempt that found no
-room uses up no retry. Every other retriable failure does.
+room uses up no retry. Every other failure does, and is repeated as often as its class and the job allow.
 """
 
 from __future__ import annotations
 
-from finetune_api.failures import MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT, TABLE, Fault
+from finetune_api.failures import MAX_GUARD_DECISIONS, MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT, TABLE, Fault
 from finetune_api.job import TuningType
-from finetune_api.status import Artifacts, AttemptRecord, ConditionType, Current, State
+from finetune_api.status import Artifacts, ConditionType, Current, State
 from finetune_operator.clock import after
+from finetune_operator.decide import guarding, history
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
-from finetune_operator.decide.documents import read_termination
+from finetune_operator.decide.documents import SUCCEEDED, read_termination
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import cause_of_failure, checkpoint_in
+from finetune_operator.decide.evidence import cause_of_failure
+from finetune_operator.decide.history import Known
 from finetune_operator.snapshot import ChildJob
 
-KEPT_ATTEMPTS = 5
-SUCCEEDED = "Succeeded"
 # Stops that somebody asked for: what follows them is decided from the spec once the attempt is closed.
 SUSPENDED = "Suspended"
 CANCELLED = "Cancelled"
 DEADLINE = "DeadlineExceeded"
 ASKED_FOR = (SUSPENDED, CANCELLED, DEADLINE)
-KEEPS_ARTIFACT = "RequirementNotMet"  # the run was finished and its artifact published
-NO_ROOM = ("Unschedulable", "QuotaExceeded", "NameTaken")  # waiting for room is no failure of the run
 
 
 def finished(draft: Draft, current: Current, child: ChildJob) -> None:
@@ -40,19 +38,21 @@ def finished(draft: Draft, current: Current, child: ChildJob) -> None:
 
 def close(draft: Draft, current: Current, cause: Cause) -> None:
     """The attempt is over and will be followed by another one, by a rest, or by the end of the job."""
-    checkpoint = _checkpoint(draft, current)
-    is_new = checkpoint is not None and checkpoint > _newest_before(draft)
-    _record(draft, current, cause.failure_class, checkpoint)
+    known = history.known_of(draft, current)
+    guarding.tell(draft, current)
+    history.record(draft, current, cause.failure_class, known, avoid_node=_node_to_avoid(current, cause))
     draft.mark(ConditionType.TRAINING, FALSE, cause.failure_class, cause.message)
     draft.mark(ConditionType.SCHEDULED, FALSE, cause.failure_class)
     if cause.failure_class in ASKED_FOR:
         draft.be(State.SUSPENDING, "the attempt has stopped")
-    elif TABLE[cause.failure_class].fault == Fault.INTERRUPTION:
-        _interrupted(draft, cause, new_checkpoint=is_new)
-    elif cause.failure_class in NO_ROOM:
-        _again(draft, cause, nth=_tries_without_room(draft))
+        return
+    row = TABLE[cause.failure_class]
+    if row.fault == Fault.INTERRUPTION:
+        _interrupted(draft, cause, new_checkpoint=_is_new(draft, known))
+    elif row.waits_for_room:
+        _again(draft, cause, "no retry is used up", nth=history.tries_without_room(draft.seen.status.attempts))
     else:
-        if cause.failure_class == KEEPS_ARTIFACT:
+        if row.keeps_artifact:
             draft.set(artifacts=_artifacts(draft, current.job_uid))
         _failed(draft, cause)
 
@@ -80,8 +80,8 @@ def could_not_start(draft: Draft, cause: Cause) -> None:
 def _succeed(draft: Draft, current: Current, child: ChildJob) -> None:
     artifacts = _artifacts(draft, child.uid)
     draft.set(artifacts=artifacts, completion_time=draft.now, failure=None, next_attempt_time=None)
-    checkpoint = _checkpoint(draft, current)
-    _record(draft, current, SUCCEEDED, checkpoint)
+    guarding.tell(draft, current)
+    history.record(draft, current, SUCCEEDED, history.known_of(draft, current))
     draft.be(State.SUCCEEDED, f"done: the result is at {artifacts.uri}", reason="Completed")
 
 
@@ -103,74 +103,57 @@ def _artifacts(draft: Draft, job_uid: str | None) -> Artifacts:
     )
 
 
+def _node_to_avoid(current: Current, cause: Cause) -> str | None:
+    if current.avoid_node is not None:
+        return current.avoid_node
+    row = TABLE.get(cause.failure_class)
+    return cause.node if row is not None and row.avoids_node else None
+
+
+def _is_new(draft: Draft, known: Known) -> bool:
+    before = max(history.saved_step(draft.seen.status.attempts), known.resumed_from_step or -1)
+    return known.checkpoint_step is not None and known.checkpoint_step > before
+
+
 def _interrupted(draft: Draft, cause: Cause, *, new_checkpoint: bool) -> None:
-    status = draft.seen.status
+    status = draft.status
     in_a_row = 1 if new_checkpoint else (status.interruptions_without_checkpoint or 0) + 1
+    if cause.failure_class == guarding.ROLLED_BACK and status.endings[cause.failure_class] <= MAX_GUARD_DECISIONS:
+        in_a_row = 0  # a decision of a guard is progress: the next attempt runs with other settings
     draft.set(interruptions=(status.interruptions or 0) + 1, interruptions_without_checkpoint=in_a_row)
     if in_a_row >= MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT:
         message = f"{in_a_row} interruptions in a row without a new checkpoint; the last: {cause.message}"
         _end(draft, Cause("NoProgress", message))
     else:
-        _again(draft, cause, nth=in_a_row)
+        _again(draft, cause, "an interruption uses up no retry", nth=max(1, in_a_row))
 
 
 def _failed(draft: Draft, cause: Cause) -> None:
+    row = TABLE[cause.failure_class]
     failures = (draft.seen.status.failures or 0) + 1
+    like_this = draft.status.endings[row.name]
     draft.set(failures=failures)
-    if not TABLE[cause.failure_class].retriable:
+    if not row.retriable:
         _end(draft, cause)
     elif failures > draft.max_failures:
-        _end(draft, Cause(cause.failure_class, f"failed {failures} times; the last: {cause.message}", cause.field))
+        _end(draft, Cause(row.name, f"failed {failures} times; the last: {cause.message}", cause.field))
+    elif like_this > row.retries:
+        message = f"{row.name} came {like_this} times and is retried at most {row.retries}×; the last: {cause.message}"
+        _end(draft, Cause(row.name, message, cause.field))
     else:
-        _again(draft, cause, nth=failures)
+        _again(draft, cause, f"this was failure {failures}, {draft.max_failures} are retried", nth=failures)
 
 
-def _again(draft: Draft, cause: Cause, *, nth: int) -> None:
+def _again(draft: Draft, cause: Cause, cost: str, *, nth: int) -> None:
+    message = cause.message or TABLE[cause.failure_class].summary
+    when = after(draft.seen.now, draft.backoff(nth))
     draft.record_failure(cause.failure_class, cause.message, cause.field)
-    draft.set(next_attempt_time=after(draft.seen.now, draft.backoff(nth)))
-    draft.mark(ConditionType.QUEUED, TRUE, cause.failure_class, cause.message)
-    draft.be(State.RETRYING, f"another attempt follows: {cause.message or TABLE[cause.failure_class].summary}")
+    draft.set(next_attempt_time=when)
+    told = f"{message.rstrip('.')}. Retried automatically: yes, at {when}; {cost}."
+    draft.mark(ConditionType.QUEUED, TRUE, cause.failure_class, told)
+    draft.be(State.RETRYING, f"another attempt follows: {message}")
 
 
 def _end(draft: Draft, cause: Cause) -> None:
     draft.fail(State.FAILED, cause.failure_class, cause.message, cause.field)
     draft.set(completion_time=draft.now, next_attempt_time=None)
-
-
-def _record(draft: Draft, current: Current, outcome: str, checkpoint: int | None) -> None:
-    plan = draft.status.plan
-    record = AttemptRecord(
-        number=current.number,
-        pool=plan.pool if plan is not None else "",
-        start_time=current.start_time,
-        end_time=draft.now,
-        outcome=outcome,
-        checkpoint_step=checkpoint,
-        lost_node=current.lost_node,
-    )
-    draft.set(attempts=[*draft.seen.status.attempts, record][-KEPT_ATTEMPTS:], current=None)
-    if draft.seen.status.start_time is None and outcome not in NO_ROOM:
-        draft.set(start_time=current.running_time or current.start_time)
-    if checkpoint is not None:
-        draft.mark(ConditionType.CHECKPOINTED, TRUE, "Committed", f"at step {checkpoint}")
-
-
-def _checkpoint(draft: Draft, current: Current) -> int | None:
-    """The attempt's newest checkpoint, by its pods' last words or else by its progress."""
-    said = checkpoint_in(draft.seen.pods_of(current.job_uid))
-    progress = draft.seen.status.progress
-    polled = progress.checkpoint_step if progress is not None and progress.attempt == current.number else None
-    return max((step for step in (said, polled) if step is not None), default=None)
-
-
-def _newest_before(draft: Draft) -> int:
-    return max((r.checkpoint_step for r in draft.seen.status.attempts if r.checkpoint_step is not None), default=-1)
-
-
-def _tries_without_room(draft: Draft) -> int:
-    count = 1
-    for record in reversed(draft.seen.status.attempts):
-        if record.outcome not in NO_ROOM:
-            break
-        count += 1
-    return count

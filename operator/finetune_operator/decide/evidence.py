@@ -9,14 +9,24 @@ from datetime import UTC, datetime
 from finetune_api.failures import by_exit_code
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.documents import SUCCEEDED, clean, read_termination
+from finetune_operator.decide.runtime import has_wrong_architecture, start_failure
 from finetune_operator.snapshot import ChildJob, PodView
 
 # What follows from another pod's end, and so never is the cause where there is another.
 CONSEQUENCES = ("CollectiveFailed", "Stopped")
 _LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
+# The kubelet ended the pod for reasons of its own: node pressure, a critical pod, a node that shuts down, a time limit
+# that some policy of the cluster set on the pod (this operator sets none on trainers).
+_ENDED_BY_NODE = ("Evicted", "Preempting", "Terminated", "Shutdown", "DeadlineExceeded")
+# The kubelet refused the pod that the scheduler gave it.
+_REFUSED_BY_NODE = re.compile(r"OutOf|NodeAffinity|TopologyAffinityError|NodeShutdown")
+# What a kubelet that was restarted says of a container that ran before; containerd's word for it is Unknown.
+_LOST_SIGHT = ("ContainerStatusUnknown", "Unknown")
+_NOT_STARTED = ("StartError", "ContainerCannotRun")
 _DISK = re.compile(r"ephemeral[- ](local )?storage|emptydir", re.IGNORECASE)
 _EXIT_CODE = re.compile(r"failed with exit code (\d{1,3})\b")
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+_LAST_WORDS = 300
 
 
 def cause_of_failure(job: ChildJob, pods: Sequence[PodView]) -> Cause:
@@ -29,12 +39,6 @@ def cause_of_failure(job: ChildJob, pods: Sequence[PodView]) -> Cause:
     return causes[0] if causes else _cause_in_job(job)
 
 
-def checkpoint_in(pods: Sequence[PodView]) -> int | None:
-    """The newest checkpoint that any pod spoke of with its last words."""
-    messages = (read_termination(pod.termination_message) for pod in pods)
-    return max((m.checkpoint_step for m in messages if m is not None and m.checkpoint_step is not None), default=None)
-
-
 def _cause_in(pod: PodView) -> Cause | None:
     if pod.exit_code == 0 and pod.disruption is None:
         return None
@@ -43,29 +47,41 @@ def _cause_in(pod: PodView) -> Cause | None:
         return Cause("DiskFull", f"{where}: {clean(pod.message)}")
     if pod.disruption is not None:
         kind = "NodeLost" if pod.disruption in _LOST_NODE else "Evicted"
-        return Cause(kind, f"{where} was disrupted: {pod.disruption}")
+        return Cause(kind, f"{where} was disrupted: {pod.disruption}", node=pod.node)
     said = read_termination(pod.termination_message)
     if said is not None and said.outcome != SUCCEEDED:
-        return Cause(said.outcome, said.message, said.field)
-    return _cause_by_code(pod, where)
+        return Cause(said.outcome, said.message, said.field, pod.node)
+    return _cause_by_reason(pod, where) or _cause_by_code(pod, where)
+
+
+def _cause_by_reason(pod: PodView, where: str) -> Cause | None:
+    if pod.exit_reason == "OOMKilled":
+        return Cause("OutOfHostMemory", f"{where} was killed for using more memory than its limit")
+    if pod.exit_reason in _LOST_SIGHT:
+        return Cause("NodeLost", f"{where}: the node restarted or lost sight of the container", node=pod.node)
+    if pod.exit_reason in _NOT_STARTED:
+        return start_failure(pod.termination_message, where, pod.node)
+    if pod.reason in _ENDED_BY_NODE:
+        return Cause("Evicted", f"{where}: {pod.reason}: {clean(pod.message)}", node=pod.node)
+    if pod.reason == "UnexpectedAdmissionError":
+        return Cause("AcceleratorMismatch", f"{where}: {clean(pod.message)}", node=pod.node)
+    if _REFUSED_BY_NODE.match(pod.reason):
+        return Cause("Unschedulable", f"{where} was refused by its node: {clean(pod.message) or pod.reason}")
+    return None
 
 
 def _cause_by_code(pod: PodView, where: str) -> Cause:
-    if pod.exit_reason == "OOMKilled":
-        return Cause("OutOfHostMemory", f"{where} was killed for using more memory than its limit")
-    if pod.exit_reason == "ContainerStatusUnknown":
-        return Cause("NodeLost", f"{where}: the node lost sight of the container")
-    if pod.reason == "Evicted":
-        return Cause("Evicted", f"{where}: {clean(pod.message)}")
-    if pod.reason == "UnexpectedAdmissionError":
-        return Cause("AcceleratorMismatch", f"{where}: {clean(pod.message)}")
-    if pod.reason.startswith("OutOf") or pod.reason == "NodeAffinity":
-        return Cause("Unschedulable", f"{where} was refused by its node: {clean(pod.message) or pod.reason}")
     if pod.exit_code is None:
         return Cause("Unknown", f"{where} failed: {pod.reason or 'no reason given'} {clean(pod.message)}".strip())
+    last_words = " ".join(clean(pod.termination_message).split())[-_LAST_WORDS:]
     row = by_exit_code(pod.exit_code)
+    if row.exit_code is None and has_wrong_architecture(last_words):
+        return start_failure(last_words, where, pod.node)
     reason = f", {pod.exit_reason}" if pod.exit_reason else ""
-    return Cause(row.name, f"{where} ended with exit code {pod.exit_code}{reason} and left no message; see its log")
+    log = f"; the end of its log: {last_words}" if last_words else "; see its log"
+    return Cause(
+        row.name, f"{where} ended with exit code {pod.exit_code}{reason} and left no message{log}", node=pod.node
+    )
 
 
 def _cause_in_job(job: ChildJob) -> Cause:
@@ -76,4 +92,6 @@ def _cause_in_job(job: ChildJob) -> Cause:
         return Cause("Evicted", message)
     if found := _EXIT_CODE.search(message):
         return Cause(by_exit_code(int(found.group(1))).name, message)
+    if job.reason == "BackoffLimitExceeded":  # a pod that ends by itself stays as long as its Job
+        return Cause("AttemptDeleted", f"the pods of Job {job.name} were deleted by force and left no trace")
     return Cause("Unknown", f"Job {job.name} failed and its pods are gone: {job.reason} {message}".strip())

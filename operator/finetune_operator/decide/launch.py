@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_api.status import ConditionType, Current, State
 from finetune_operator.actions import Delete
 from finetune_operator.clock import format_time, seconds_until
-from finetune_operator.decide import deadline, planning, preflight, stopping
+from finetune_operator.decide import deadline, history, planning, preflight, stopping
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.pods import waits_for_pods
@@ -50,6 +50,7 @@ def next_number(seen: Snapshot) -> int:
 
 def _leave_suspension(draft: Draft) -> None:
     if draft.seen.status.is_true(ConditionType.SUSPENDED):
+        history.account_for_rest(draft)
         draft.set(suspended_seconds=deadline.suspended_seconds(draft.seen.status, draft.now), next_attempt_time=None)
         draft.be(State.QUEUED, "resumed")
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from finetune_api.failures import TABLE
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.documents import clean
+from finetune_operator.decide.runtime import start_failure
 from finetune_operator.snapshot import ChildJob, PodView, Snapshot, WarningEvent
 
 _IMAGE = (
@@ -55,7 +56,7 @@ def refusal(message: str) -> Cause:
     if "PriorityClass" in text:
         return Cause("InvalidSpec", text, _FIELDS["priorityclass"])
     if _MISSING.search(text):
-        return Cause("SecretNotFound", text, _field(text))
+        return Cause("ReferenceNotFound", text, _field(text))
     return Cause("AdmissionDenied", text)
 
 
@@ -65,13 +66,13 @@ def _in_pod(pod: PodView) -> Cause | None:
         return Cause("ImagePullFailed", text or pod.waiting_reason)
     if pod.waiting_reason == "CreateContainerConfigError":
         missing = _MISSING.search(text) is not None
-        return Cause("SecretNotFound" if missing else "AdmissionDenied", text, _field(text) if missing else None)
+        return Cause("ReferenceNotFound" if missing else "AdmissionDenied", text, _field(text) if missing else None)
     if pod.waiting_reason in ("CreateContainerError", "RunContainerError"):
-        return Cause("Unknown", f"{pod.waiting_reason}: {text}")
+        return start_failure(text or pod.waiting_reason, f"pod {pod.name}", pod.node)
     if pod.unschedulable:
         text = clean(pod.unschedulable)
         if _MISSING.search(text):
-            return Cause("SecretNotFound", text, _field(text))
+            return Cause("ReferenceNotFound", text, _field(text))
         return Cause("Unschedulable", text)
     return None
 
@@ -81,7 +82,7 @@ def _in_warning(warning: WarningEvent) -> Cause | None:
         return refusal(warning.message)
     if warning.reason == "FailedMount" and _MISSING.search(warning.message):
         text = clean(warning.message)
-        return Cause("SecretNotFound", text, _field(text))
+        return Cause("ReferenceNotFound", text, _field(text))
     return None
 
 

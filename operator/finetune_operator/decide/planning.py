@@ -11,7 +11,7 @@ from finetune_api.planner import Planned, build_references, make_plan, unsupport
 from finetune_api.runfile import RunFile, RunJob
 from finetune_api.status import ConditionType, Plan, State
 from finetune_operator.actions import Create, Delete
-from finetune_operator.decide import earlier, preflight
+from finetune_operator.decide import earlier, history, preflight
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
@@ -126,6 +126,7 @@ def _summary(chosen: Plan) -> str:
 
 def _lost(draft: Draft, message: str) -> None:
     draft.fail(State.FAILED, "Internal", f"{message}; clone the job to run it again, checkpoints are kept")
+    history.account_for_rest(draft)
     draft.set(current=None, next_attempt_time=None, completion_time=draft.now)
 
 

@@ -1,4 +1,4 @@
-"""Pods that outlive their Job: whether they still hold resources, and whether their node is lost."""
+"""Pods that outlive their attempt: whether they still hold resources, and whether their node is lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from finetune_operator.snapshot import PodView
 
 
 def waits_for_pods(draft: Draft) -> bool:
-    """Whether pods of an attempt whose Job is gone still hold resources on nodes that answer; looks again if so."""
-    jobs = {child.uid for child in draft.seen.attempts if not child.deleting}
+    """Whether pods of an attempt that is over still hold resources on nodes that answer; looks again if so."""
+    jobs = {child.uid for child in draft.seen.attempts if not child.deleting and child.finished is None}
     left = [
         pod
         for pod in draft.seen.pods

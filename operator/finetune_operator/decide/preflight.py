@@ -167,12 +167,13 @@ def _take_result(draft: Draft, child: ChildJob, pod: PodView) -> None:
 
 
 def _count(draft: Draft, cause: Cause) -> None:
-    """A preflight came to nothing: again later where that may help, else Invalid."""
-    failures = (draft.seen.status.failures or 0) + 1
-    if not TABLE[cause.failure_class].retriable or failures > draft.max_failures:
+    """A preflight came to nothing: again later where that may help, else Invalid. An interruption is no failure."""
+    row = TABLE[cause.failure_class]
+    failures = (draft.seen.status.failures or 0) + row.counted
+    if failures > min(row.retries, draft.max_failures):
         refuse(draft, cause)
         return
-    draft.set(failures=failures, next_attempt_time=after(draft.seen.now, draft.backoff(failures)))
+    draft.set(failures=failures or None, next_attempt_time=after(draft.seen.now, draft.backoff(max(1, failures))))
     draft.record_failure(cause.failure_class, cause.message, cause.field)
     draft.mark(ConditionType.VALIDATED, UNKNOWN, cause.failure_class, cause.message)
     draft.be(State.PREFLIGHT, f"preflight will be tried again: {cause.message}")

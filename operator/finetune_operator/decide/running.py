@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from finetune_api.failures import TABLE
 from finetune_api.status import ConditionType, Current, State
 from finetune_operator.clock import format_time
-from finetune_operator.decide import stopping
+from finetune_operator.decide import guarding, speed, stopping
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
@@ -30,23 +31,38 @@ def watch(draft: Draft, current: Current, child: ChildJob) -> None:
     if any(pod.deletion_time is not None for pod in pods):
         draft.look(draft.config.poll_seconds)
     if sum(pod.running for pod in pods) == plan.nodes:
-        _whole(draft, current, plan.nodes, plan.pool)
+        _whole(draft, current, pods, plan.pool)
     elif current.running_time is None:
         _start_up(draft, current, child, pods, plan.nodes)
+    _note_times(draft, current, pods, plan.nodes)
     _mark_checkpoint(draft, current)
+    guarding.tell(draft, current)
 
 
-def _whole(draft: Draft, current: Current, nodes: int, pool: str) -> None:
-    if current.running_time is None:
-        draft.set(
-            current=current.model_copy(update={"running_time": format_time(draft.seen.now)}),
-            start_time=draft.seen.status.start_time or draft.now,
-        )
-    draft.mark(ConditionType.TRAINING, TRUE, "PodsRunning", f"attempt {current.number} runs on {pool}")
+def _note_times(draft: Draft, current: Current, pods: Sequence[PodView], nodes: int) -> None:
+    """Writes down when all pods had a node, and when all ran."""
+    changes: dict[str, str] = {}
+    placed = [pod for pod in pods if pod.node is not None]
+    if current.scheduled_time is None and len(placed) == nodes:
+        changes["scheduled_time"] = format_time(max(pod.scheduled or draft.seen.now for pod in placed))
+    if current.running_time is None and sum(pod.running for pod in pods) == nodes:
+        changes["running_time"] = draft.now
+        draft.set(start_time=draft.seen.status.start_time or draft.now)
+    now_known = draft.status.current
+    if changes and now_known is not None:
+        draft.set(current=now_known.model_copy(update=changes))
+
+
+def _whole(draft: Draft, current: Current, pods: Sequence[PodView], pool: str) -> None:
+    slow = speed.why_slow(draft, current)
+    if slow is not None:
+        draft.mark(ConditionType.TRAINING, TRUE, speed.SLOWER, slow)
+    else:
+        draft.mark(ConditionType.TRAINING, TRUE, "PodsRunning", f"attempt {current.number} runs on {pool}")
     progress = draft.seen.status.progress
     stage = progress.stage if progress is not None and progress.attempt == current.number else ""
-    pods = "1 pod" if nodes == 1 else f"{nodes} pods"
-    draft.be(_STAGES.get(stage, State.TRAINING), f"attempt {current.number} runs with {pods} on {pool}")
+    count = "1 pod" if len(pods) == 1 else f"{len(pods)} pods"
+    draft.be(_STAGES.get(stage, State.TRAINING), f"attempt {current.number} runs with {count} on {pool}")
 
 
 def _start_up(draft: Draft, current: Current, child: ChildJob, pods: Sequence[PodView], nodes: int) -> None:
@@ -73,13 +89,15 @@ def _give_up(draft: Draft, current: Current, cause: Cause | None, waited: float)
     why = cause or Cause("Unschedulable", "its pods did not all start")
     message = f"attempt {current.number} was not whole after {waited:.0f} s: {why.message}"
     draft.record_failure(why.failure_class, message, why.field)
+    if TABLE[why.failure_class].avoids_node:
+        current = current.model_copy(update={"avoid_node": why.node})
     stopping.begin(draft, current, why.failure_class, message)
 
 
 def _stop_for_lost_node(draft: Draft, current: Current, pod: PodView) -> None:
     message = f"node {pod.node} stopped answering while pod {pod.name} was on it"
     draft.record_failure("NodeLost", message)
-    stopping.begin(draft, current.model_copy(update={"lost_node": pod.node}), "NodeLost", message)
+    stopping.begin(draft, current.model_copy(update={"avoid_node": pod.node}), "NodeLost", message)
 
 
 def _mark_scheduled(draft: Draft, pods: Sequence[PodView], nodes: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from finetune_api.status import ConditionType, Current, State
 from finetune_operator.actions import Decision, Delete
-from finetune_operator.decide import deadline, ending, preflight
+from finetune_operator.decide import deadline, ending, history, preflight
 from finetune_operator.decide.conditions import FALSE
 from finetune_operator.decide.draft import Draft
 from finetune_operator.decide.ending import CANCELLED, DEADLINE, SUSPENDED
@@ -60,6 +60,7 @@ def cancelled(draft: Draft) -> bool:
     if not draft.spec.cancel:
         return False
     if not waits_for_pods(draft):
+        history.account_for_rest(draft)
         draft.fail(State.CANCELLED, CANCELLED, "cancelled by spec.cancel; checkpoints are kept", "spec.cancel")
         draft.set(completion_time=draft.now, next_attempt_time=None)
     return True
@@ -116,6 +117,7 @@ def _out_of_time(draft: Draft) -> bool:
     if not deadline.is_past(draft):
         return False
     if not waits_for_pods(draft):
+        history.account_for_rest(draft)
         draft.fail(State.FAILED, DEADLINE, deadline.message(draft), "spec.deadlineSeconds")
         draft.set(completion_time=draft.now, next_attempt_time=None)
     return True

@@ -113,7 +113,7 @@ class Poller:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         if target.termination is None:
             said = await document.read(session, target.address, self._port, target.attempt)
-            progress: Progress | None = text.running(said, now)
+            progress: Progress | None = text.running(said, now, target.planned_batch)
         else:
             message = document.parse_termination(target.termination)
             progress = text.ended(message, target.attempt, target.total_steps, target.shown, now)

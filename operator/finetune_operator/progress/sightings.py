@@ -27,6 +27,7 @@ class _Job:
     attempt: int | None
     current_uid: str | None
     total_steps: int
+    planned_batch: tuple[int, int] | None
     progress: Progress | None
 
 
@@ -51,6 +52,7 @@ class Target:
     """A pod 0 of the newest attempt of a job, and the status that stands.
 
     termination: what its container left, once it has ended; until then it can be asked at `address`.
+    planned_batch: micro batch and accumulation.
     shown: status.progress, if it is about this attempt.
     """
 
@@ -62,6 +64,7 @@ class Target:
     address: str
     termination: str | None
     total_steps: int
+    planned_batch: tuple[int, int] | None
     shown: Progress | None
 
 
@@ -136,6 +139,7 @@ class Sightings:
             pod.address,
             pod.termination,
             job.total_steps,
+            job.planned_batch,
             shown,
         )
 
@@ -160,6 +164,7 @@ def _job(body: Body) -> _Job:
         status.get("attempt"),
         current.get("jobUID"),
         plan.get("totalSteps") or 0,
+        (plan.get("microBatchSize") or 1, plan.get("gradientAccumulation") or 1) if plan else None,
         progress,
     )
 

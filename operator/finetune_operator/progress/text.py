@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from finetune_api.documents import ProgressDocument, Stage, TerminationMessage
-from finetune_api.status import Progress
+from finetune_api.documents import ProgressDocument, Spent, Stage, TerminationMessage
+from finetune_api.guards import GuardState, Rollback, RollbackReason
+from finetune_api.status import Progress, TimeSpent
 
 SUCCEEDED = "Succeeded"
+_WHAT_THE_LOSS_DID = {
+    RollbackReason.SPIKE: "rose",
+    RollbackReason.PLATEAU: "stopped falling",
+    RollbackReason.NON_FINITE: "was not finite",
+}
 
 
-def running(document: ProgressDocument, now: str) -> Progress:
-    """What a running trainer says of itself; `now` is an RFC 3339 time."""
+def running(document: ProgressDocument, now: str, planned_batch: tuple[int, int] | None = None) -> Progress:
+    """What a running trainer says of itself; `now` is an RFC 3339 time.
+
+    planned_batch: micro batch and accumulation.
+    """
+    guards = document.guards or GuardState()
+    rollbacks = guards.rollbacks
+    micro_batch = None
+    if planned_batch is not None and guards.micro_batch_divisor > 1:
+        micro_batch, _ = guards.split(*planned_batch)
     return Progress(
         attempt=document.attempt,
         stage=document.stage.value,
@@ -23,6 +37,11 @@ def running(document: ProgressDocument, now: str) -> Progress:
         tokens_per_second=document.tokens_per_second,
         eta_seconds=document.eta_seconds,
         checkpoint_step=document.checkpoint_step,
+        resumed_from_step=document.resumed_from_step,
+        micro_batch_size=micro_batch,
+        rollbacks=len(rollbacks) or None,
+        last_rollback=rollback_text(rollbacks[-1]) if rollbacks else None,
+        spent=time_spent(document.spent) if document.spent is not None else None,
         summary=summary(document.step, document.total_steps, document.stage.value),
         loss_text=loss_text(document.loss),
         eta=duration(document.eta_seconds),
@@ -47,7 +66,7 @@ def ended(
     done = message is not None and message.outcome == SUCCEEDED
     if done:
         stage = Stage.DONE.value
-    news: dict[str, str | int | float] = {
+    news: dict[str, str | int | float | TimeSpent] = {
         "attempt": attempt,
         "stage": stage,
         "step": step,
@@ -60,13 +79,39 @@ def ended(
         news["checkpoint_step"] = message.checkpoint_step
     if message and message.eval_loss is not None:
         news["eval_loss"] = message.eval_loss
+    if message and message.resumed_from_step is not None:
+        news["resumed_from_step"] = message.resumed_from_step
+    if message and message.spent is not None:
+        news["spent"] = time_spent(message.spent)
     kept = shown.model_dump(exclude={"eta", "eta_seconds"}) if shown else {}
     return Progress.model_validate({**kept, **news})
 
 
 def same(one: Progress | None, other: Progress) -> bool:
-    """Whether both say the same, whenever they said it."""
-    return one is not None and one.model_copy(update={"update_time": other.update_time}) == other
+    """Whether both say the same, whenever they said it. That time passed is no news by itself."""
+    if one is None:
+        return False
+    return one.model_copy(update={"update_time": other.update_time, "spent": other.spent}) == other
+
+
+def rollback_text(rollback: Rollback) -> str:
+    """One sentence about a return to an earlier checkpoint."""
+    return (
+        f"the loss {_WHAT_THE_LOSS_DID[rollback.reason]} at step {rollback.onset_step}: the run went back to step "
+        f"{rollback.to_step}, with {rollback.factor:g} of the learning rate up to step {rollback.until_step}"
+    )
+
+
+def time_spent(spent: Spent) -> TimeSpent:
+    """Whole seconds, rounded down."""
+    return TimeSpent(
+        start_seconds=int(spent.start),
+        restore_seconds=int(spent.restore),
+        train_seconds=int(spent.train),
+        evaluate_seconds=int(spent.evaluate),
+        save_seconds=int(spent.save),
+        redo_seconds=int(spent.redo),
+    )
 
 
 def percent(step: int, total: int) -> int:

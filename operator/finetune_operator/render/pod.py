@@ -92,7 +92,8 @@ def container(name: str, image: str, config: Config, command: list[str], resourc
         "command": command,
         "resources": resources,
         "terminationMessagePath": naming.TERMINATION_LOG,
-        "terminationMessagePolicy": "File",
+        # Where the program left no message of its own, the end of its log tells why it ended.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

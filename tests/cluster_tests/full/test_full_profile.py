@@ -53,7 +53,12 @@ def traces(cluster: LocalCluster) -> dict[str, Any]:
         "namespaces": namespaces,
         "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
         "processes": marked_pids(cluster.folder),
-        "cgroups": [str(path) for path in cgroup_folders(cgroup_name(cluster.folder)) if path.exists()],
+        "cgroups": [
+            str(path)
+            for folder in (cluster.folder, cluster.folder / "node-1")
+            for path in cgroup_folders(cgroup_name(folder))
+            if path.exists()
+        ],
         "folders": {str(path): sorted(os.listdir(path)) if path.exists() else None for path in FIXED_FOLDERS},
         "state": cluster.folder.exists(),
     }
@@ -69,6 +74,14 @@ def restricted_pod(image: str, command: list[str]) -> dict[str, Any]:
         **{"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "subdomain": "gang"},
         **{"securityContext": security, "containers": [container]},
     }
+
+
+def start_idle_pod(cluster: LocalCluster) -> None:
+    """A pod `idle` that runs and does nothing."""
+    base = ensure_base()
+    cluster.load_image(base)
+    cluster.kubectl("run", "idle", f"--image={base}", "--image-pull-policy=Never", "--", "sleep", "300")
+    cluster.kubectl("wait", "pod/idle", "--for=condition=Ready", "--timeout=60s")
 
 
 def test_pods_meet_by_name_and_nothing_stays_behind(cluster: LocalCluster) -> None:
@@ -104,9 +117,11 @@ def test_pods_meet_by_name_and_nothing_stays_behind(cluster: LocalCluster) -> No
 
 def test_a_second_up_changes_nothing_and_down_twice_is_no_error(cluster: LocalCluster) -> None:
     cluster.up()
-    before = cluster.status()
+    start_idle_pod(cluster)
+    before, containers = cluster.status(), ContainerRuntime(cluster.folder).ctr("tasks", "list")
     cluster.up()
     assert cluster.status() == before
+    assert ContainerRuntime(cluster.folder).ctr("tasks", "list") == containers
     cluster.down()
     cluster.down()
     assert cluster.status() == {}
@@ -148,6 +163,24 @@ def test_a_stopped_kubelet_can_be_started_again(cluster: LocalCluster) -> None:
     assert not cluster.ready()
     cluster.start_component("kubelet")
     assert cluster.ready()
+
+
+def test_pods_of_a_second_node_run_on_while_its_kubelet_is_stopped(cluster: LocalCluster) -> None:
+    before = traces(cluster)
+    cluster.up()
+    with cluster.second_node([ensure_base()]) as name:
+        cluster.kubectl("cordon", cluster.node_name)
+        start_idle_pod(cluster)
+        assert cluster.kubectl.json("get", "pod", "idle")["spec"]["nodeName"] == name
+        runtime = ContainerRuntime(cluster.folder / name)
+        containers = runtime.ctr("tasks", "list")
+        cluster.stop_component("kubelet-1")
+        assert runtime.ctr("tasks", "list") == containers
+        cluster.start_component("kubelet-1")
+        assert "uid=0" in cluster.kubectl("exec", "idle", "--", "id")
+    assert "node-1" not in cluster.kubectl("get", "nodes")
+    cluster.down()
+    assert traces(cluster) == before
 
 
 def test_only_changed_layers_are_moved(cluster: LocalCluster, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""Silence of all workers is a hang, with their stacks in the log; slow steps and loading are not."""
+"""Silence of all workers is a hang, with the rank that began it, what each rank did, and their stacks."""
 
 from __future__ import annotations
 
-from finetune_trainer.agent.hang import HangLimits, HangWatch
+import pytest
+
+from finetune_trainer.agent.hang import HangLimits, HangWatch, Sign, tell_silence
+from finetune_trainer.agent.timekeeping import Activity
 
 LIMITS = HangLimits(least=60, start=1800)
 
@@ -13,6 +16,20 @@ def test_a_hang_ends_the_attempt_and_shows_the_stacks(make_agent) -> None:
     assert agent.message.outcome == "Hang"
     assert "after step 3" in agent.message.message
     assert "in one_step" in agent.err  # faulthandler's stack of the worker
+    assert "Rank 0 fell silent while reading data." in agent.message.message
+
+
+def test_the_rank_that_others_wait_for_is_named_and_the_stacks_of_all_are_kept(make_agent, make_run, output) -> None:
+    does = {"steps": 10, "hang_step": 4, "hang_rank": 1}
+    agent = make_agent(make_run(processes=2), attempt=3, does=does, arguments=("--hang-seconds", "1"))
+    assert agent.execute() == 84
+    message = agent.message.message
+    assert "Rank 1 fell silent first, while reading data; rank 0 held up while waiting for the other ranks." in message
+    logs = output / "logs" / "attempt-3"
+    assert f"is in {logs.as_uri()}/." in message or f"is in {logs}/." in message
+    for rank in (0, 1):
+        kept = (logs / f"rank-{rank}.log").read_text()
+        assert "step 3" in kept and "in one_step" in kept
 
 
 def test_workers_that_never_start_to_train_hang_after_the_longer_limit(make_agent) -> None:
@@ -63,3 +80,34 @@ def test_a_clock_that_is_set_back_is_a_sign_of_life_too() -> None:
     watch, now = watch_steps(1.0, 5)
     watch.see(now + 59, (-5000, -5000), 4, stepping=True)
     assert watch.silence(now + 60) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("signs", "whole", "words"),
+    [
+        (
+            [Sign(0, 9, Activity.WAITING), Sign(1, 5, Activity.READING_DATA), Sign(2, 9, Activity.WAITING)],
+            True,
+            "Rank 1 fell silent first, while reading data; ranks 0, 2 held up while waiting for the other ranks.",
+        ),
+        (
+            [Sign(0, 9, Activity.SAVING), Sign(1, 5, Activity.STEPPING)],
+            True,
+            "Rank 1 fell silent first, while computing a step; rank 0 while saving a checkpoint.",
+        ),
+        (
+            [Sign(0, 9, Activity.STEPPING), Sign(1, 5, Activity.STEPPING)],
+            True,
+            "Ranks 0, 1 fell silent while computing a step: all at the same place, as in a collective operation.",
+        ),
+        (
+            [Sign(2, 9, Activity.WAITING), Sign(3, 5, Activity.WAITING)],
+            False,
+            "Ranks 2, 3 fell silent while waiting for the other ranks. The cause is on another node: look at the logs "
+            "of the other pods.",
+        ),
+        ([Sign(0, 0, None)], True, "Rank 0 fell silent."),
+    ],
+)
+def test_a_hang_on_its_own_is_told_from_one_in_a_collective(signs: list[Sign], whole: bool, words: str) -> None:
+    assert tell_silence(signs, whole_gang=whole) == words

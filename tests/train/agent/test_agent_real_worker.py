@@ -1,4 +1,4 @@
-"""The agent with the real worker: two ranks, one of which is killed, and the attempt that goes on."""
+"""The agent with the real worker: two ranks, one of which is killed or stuck, and the attempt that goes on."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ def test_a_killed_rank_is_named_and_the_next_attempt_goes_on(make_agent, real_ru
     assert (second.message.artifact, second.message.step, second.message.checkpoint_step) == ("model", 120, 120)
     assert (output / "model" / "model.safetensors").exists()
     assert (output / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_a_stuck_data_loader_is_named_with_its_rank_and_the_stacks(make_agent, real_run, output) -> None:
+    module = "tests.train.agent.stuck_worker"
+    agent = make_agent(real_run, module=module, arguments=("--hang-seconds", "20"))
+    assert agent.execute() == 84, agent.out + agent.err
+    message = agent.message.message
+    assert "Rank 1 fell silent first, while reading data; rank 0 held up while waiting for the other ranks." in message
+    assert "in stage Training" in message
+    stacks = {rank: (output / "logs" / "attempt-0" / f"rank-{rank}.log").read_text() for rank in (0, 1)}
+    assert "stuck_worker.py" in stacks[1] and "in get_batch_samples" in stacks[1]
+    assert "in all_reduce" in stacks[0]
 
 
 def _pid_of_rank(agent: int, rank: int) -> int:

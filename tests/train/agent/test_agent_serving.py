@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 
@@ -9,7 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.documents import ProgressDocument, Stage
+from finetune_trainer.agent import peers
+from finetune_trainer.agent.ending import End
+from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
+from finetune_trainer.agent.serving import AgentServer, StartBoard
 from finetune_trainer.agent.workdir import WorkDir, write_whole
 
 
@@ -82,3 +87,36 @@ def test_a_worker_cannot_speak_for_the_agent(tmp_path) -> None:
     )
     board.read_worker(work)
     assert (board.document.attempt, board.document.checkpoint_step, board.document.step) == (1, 4, 5)
+
+
+def test_only_a_node_of_the_same_attempt_is_heard(tmp_path) -> None:
+    gang = StartBoard()
+    server = AgentServer("127.0.0.1", 0, ProgressBoard(4), Metrics(ProgressBoard(4)), gang)
+    server.run()
+
+    def tell(attempt: int, node: int, message: str) -> None:
+        end = End("DataInvalid", message, "spec.dataset")
+        peers.tell_node_0("127.0.0.1", server.port, attempt=attempt, node=node, end=end)
+
+    tell(4, 1, "before the start")
+    gang.document = {"attempt": 4}
+    tell(3, 1, "of an earlier attempt")
+    assert gang.ended == {}
+    tell(4, 1, "the first word")
+    tell(4, 1, "the second word")
+    assert gang.ended == {1: End("DataInvalid", "the first word", "spec.dataset")}
+    for body in (b"not json", b"[]", b'{"attempt": 4, "node": 2, "outcome": "Nonsense", "message": "", "field": null}'):
+        assert not gang.hear(body)
+    told = gang.explain(End("CollectiveFailed", "contact was lost"))
+    assert told == End("DataInvalid", "node 1: the first word", "spec.dataset")
+    own = End("OutOfGpuMemory", "this node's own end")
+    assert gang.explain(own) == own
+
+
+def test_an_end_that_is_too_long_is_not_read() -> None:
+    server = AgentServer("127.0.0.1", 0, ProgressBoard(0), Metrics(ProgressBoard(0)), StartBoard())
+    server.run()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("POST", "/ended", headers={"Content-Length": "100000"})
+    assert connection.getresponse().status == 400
+    connection.close()

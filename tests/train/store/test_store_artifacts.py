@@ -28,7 +28,13 @@ def result(tmp_path: Path) -> Path:
 def test_the_result_lies_below_the_output_with_its_list(run: Run, result: Path) -> None:
     _, writer, _ = run.start()
     published = publish(writer, result)
-    assert run.place.list_keys() == ["ARTIFACT.json", "adapter/adapter_model.safetensors", "fences/1", "report.json"]
+    assert run.place.list_keys() == [
+        "ARTIFACT.json",
+        "adapter/adapter_model.safetensors",
+        "fences/1",
+        "fences/1.taken",
+        "report.json",
+    ]
     assert read_artifact(run.place.store, run.place.prefix) == published
     assert [(file.name, file.size, file.sha256) for file in published.files] == [
         ("adapter/adapter_model.safetensors", 7, hashlib.sha256(b"weights").hexdigest()),
@@ -90,7 +96,7 @@ def test_an_attempt_overtaken_in_mid_publish_overwrites_nothing_more(run: Run, r
     start, _, _ = run.start(attempt=1)
     with pytest.raises(Superseded):
         publish(CheckpointWriter(Overtaken(run.place.store), run.place.prefix, start.fence), result)
-    assert run.place.list_keys() == ["adapter/adapter_model.safetensors", "fences/1", "fences/2"]
+    assert [key for key in run.place.list_keys() if "fences" not in key] == ["adapter/adapter_model.safetensors"]
 
 
 def test_a_published_file_that_is_gone_or_cut_is_told(run: Run, result: Path) -> None:
@@ -105,11 +111,13 @@ def test_a_published_file_that_is_gone_or_cut_is_told(run: Run, result: Path) ->
         read_artifact(run.place.store, run.place.prefix)
 
 
-@pytest.mark.parametrize("name", ["CLAIM.json", "CLAIM-7.json", "ARTIFACT.json", "fences/9", "checkpoints/x"])
+@pytest.mark.parametrize(
+    "name", ["CLAIM.json", "CLAIM-7.json", "ARTIFACT.json", "fences/9", "checkpoints/x", "removals/1"]
+)
 def test_a_result_cannot_overwrite_the_stores_own_records(run: Run, result: Path, name: str) -> None:
     _, writer, _ = run.start()
     (result / name).parent.mkdir(exist_ok=True)
     (result / name).write_text("{}")
     with pytest.raises(ValueError, match="name of the store's own"):
         publish(writer, result)
-    assert run.place.list_keys() == ["fences/1"]
+    assert run.place.list_keys() == ["fences/1", "fences/1.taken"]

@@ -24,7 +24,7 @@ def test_an_empty_output_is_a_fresh_start(run: Run) -> None:
     start, writer, target = run.start()
     assert (start.fence.fence, start.resumed, start.skipped, writer.newest_step) == (1, None, (), None)
     assert not target.exists()
-    assert run.place.list_keys() == ["fences/1"]
+    assert run.place.list_keys() == ["fences/1", "fences/1.taken"]
 
 
 def test_the_next_attempt_gets_the_newest_checkpoint_byte_by_byte(run: Run, same_folder: Same) -> None:
@@ -43,6 +43,7 @@ def test_the_keys_are_those_of_the_design(run: Run) -> None:
         "checkpoints/fence-1/step-10/adapter.safetensors",
         "checkpoints/fence-1/step-10/optimizer/rank_0.safetensors",
         "fences/1",
+        "fences/1.taken",
     ]
 
 
@@ -153,7 +154,7 @@ def test_a_folder_that_cannot_be_stored_safely_is_refused(run: Run, kind: str, t
             folder.mkdir()
     with pytest.raises(ValueError, match=r"link|special|not a valid file name|the store's own|no files"):
         writer.commit(10, folder, world_size=1)
-    assert run.place.list_keys() == ["fences/1"]
+    assert run.place.list_keys() == ["fences/1", "fences/1.taken"]
 
 
 def test_a_folder_that_changes_during_the_upload_is_not_committed(run: Run) -> None:

@@ -37,7 +37,7 @@ def test_another_job_is_told_who_owns_the_output_and_what_to_change(place: Place
     claim_output(place.store, place.prefix, claim("a"))
     with pytest.raises(OutputInUse, match=r"job team-a/a \(UID uid-a\).*output\.uri.*onExisting: Resume") as caught:
         claim_output(place.store, place.prefix, claim("b"))
-    assert (caught.value.failure_class, caught.value.field) == ("OutputInUse", "output.uri")
+    assert (caught.value.failure_class, caught.value.field) == ("OutputInUse", "spec.output.uri")
     assert Claim.read(place.store, join_key(place.prefix, "CLAIM.json")).job_uid == "uid-a"
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_trainer.store.checkpoints import list_checkpoints
-from finetune_trainer.store.errors import (
-    Superseded,
-)
+from finetune_trainer.store.errors import StorageUnavailable, Superseded
 from finetune_trainer.store.objects import ObjectStore
 from finetune_trainer.store.writer import CheckpointWriter
 from tests.train.store.conftest import Place, Run, Same, committed, steps
@@ -56,6 +55,28 @@ def test_an_attempt_overtaken_in_mid_commit_is_told_that_it_does_not_count(run: 
     assert steps(run.place) == [10] and overtaken.newest_step is None
 
 
+def test_an_overtaken_commit_whose_manifest_was_swept_is_superseded_not_damaged(run: Run) -> None:
+    class Overtaken:
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            _, newer, _ = run.start(attempt=2)
+            newer.commit(20, run.saved(20), world_size=1)
+            done = self.real.put_if_absent(key, data)
+            newer.prune(keep_last=1)
+            return done
+
+    old, _ = committed(run, 10)
+    with pytest.raises(Superseded, match="fence 2 has taken"):
+        CheckpointWriter(Overtaken(run.place.store), run.place.prefix, old.fence).commit(
+            20, run.saved(20), world_size=1
+        )
+
+
 def test_an_older_attempt_cannot_prune_what_the_newer_one_needs(run: Run) -> None:
     old, _ = committed(run, 10, 20, 30)
     run.start(attempt=2)
@@ -68,7 +89,7 @@ def test_an_older_attempt_that_starts_late_is_turned_away(run: Run) -> None:
     run.start(attempt=5)
     with pytest.raises(Superseded, match="attempt 5 has taken"):
         run.start(attempt=4)
-    assert run.place.list_keys() == ["fences/1"]
+    assert run.place.list_keys() == ["fences/1", "fences/1.taken"]
 
 
 def test_a_commit_between_survey_and_fence_is_not_lost(run: Run) -> None:
@@ -85,7 +106,7 @@ def test_a_commit_between_survey_and_fence_is_not_lost(run: Run) -> None:
             return getattr(self.real, name)
 
         def put_if_absent(self, key: str, data: bytes) -> bool:
-            if not self.done and "/fences/" in key:
+            if not self.done and key.endswith(".taken"):
                 self.done = True
                 old.commit(20, late, world_size=1)
             return self.real.put_if_absent(key, data)
@@ -94,6 +115,34 @@ def test_a_commit_between_survey_and_fence_is_not_lost(run: Run) -> None:
     start, _, _ = Run(place, run.work).start(attempt=2)
     assert start.resumed is not None and start.resumed.step == 20
     assert steps(run.place) == [20, 10]
+
+
+@pytest.mark.parametrize("last_write", ["fences/2.taken", "fences/2"])
+def test_a_start_that_is_killed_hides_no_commit(run: Run, last_write: str) -> None:
+    """The old attempt commits step 20 just before its successor takes a number, and that dies soon after."""
+    old, _ = committed(run, 10)
+    late = run.saved(20)
+
+    class Killed:
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def put_if_absent(self, key: str, data: bytes) -> bool:
+            if key.endswith(".taken"):
+                old.commit(20, late, world_size=1)
+            done = self.real.put_if_absent(key, data)
+            if key.endswith(last_write):
+                raise StorageUnavailable("the process is gone")
+            return done
+
+    place = Place(Killed(run.place.store), run.place.prefix, run.place.folder)
+    with pytest.raises(StorageUnavailable):
+        Run(place, run.work).start(attempt=2)
+    start, _, _ = run.start(attempt=3)
+    assert start.resumed is not None and start.resumed.step == 20
 
 
 def test_a_fence_whose_answer_was_lost_is_ones_own(run: Run) -> None:
@@ -110,20 +159,48 @@ def test_a_fence_whose_answer_was_lost_is_ones_own(run: Run) -> None:
 
     place = Place(Losing(run.place.store), run.place.prefix, run.place.folder)
     assert Run(place, run.work).start()[0].fence.fence == 1
-    assert run.place.list_keys() == ["fences/1"]
+    assert run.place.list_keys() == ["fences/1", "fences/1.taken"]
+
+
+def test_a_start_that_was_overtaken_does_not_blame_the_checkpoints(run: Run) -> None:
+    """The newer attempt prunes what the older one is about to restore."""
+    committed(run, 10)
+
+    class Overtaken:
+        def __init__(self, store: ObjectStore) -> None:
+            self.real = store
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def download(self, key: str, path: Path) -> None:
+            _, newer, _ = run.start(attempt=3)
+            newer.commit(20, run.saved(20), world_size=1)
+            _, newer, _ = run.start(attempt=4)
+            newer.prune(keep_last=1)
+            self.real.download(key, path)
+
+    place = Place(Overtaken(run.place.store), run.place.prefix, run.place.folder)
+    with pytest.raises(Superseded, match="fence 4 has taken"):
+        Run(place, run.work).start(attempt=2)
+    assert steps(run.place) == [20]
 
 
 def test_attempts_that_start_at_once_leave_one_owner(run: Run) -> None:
     committed(run, 10)
     barrier = threading.Barrier(4)
 
-    def attempt(_: int) -> CheckpointWriter:
+    def attempt(_: int) -> CheckpointWriter | None:
         barrier.wait()
-        return run.start(attempt=2)[1]
+        try:
+            return run.start(attempt=2)[1]
+        except Superseded:
+            return None  # another one came later, while this one was starting
 
     with ThreadPoolExecutor(4) as pool:
-        writers = list(pool.map(attempt, range(4)))
-    assert len({writer.fence.fence for writer in writers}) == 4
+        writers = [writer for writer in pool.map(attempt, range(4)) if writer]
+    assert len({writer.fence.fence for writer in writers}) == len(writers) >= 1
+    assert max(writer.fence.fence for writer in writers) == 5
 
     def commit(writer: CheckpointWriter) -> str:
         try:

@@ -298,7 +298,7 @@ def _os_error_of_a_full_disk() -> OSError:
 
 def test_every_error_has_its_row_in_the_failure_table() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, StoreError)]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert {kind.failure_class for kind in kinds} <= set(TABLE)
 
 

@@ -41,7 +41,7 @@ def test_pruning_leaves_no_file_of_what_it_removed(run: Run) -> None:
     writer, _ = committed(run, 10, 20)
     writer.prune(keep_last=1)
     assert {key.rpartition("/step-")[2].split("/")[0] for key in run.place.list_keys() if "step" in key} == {"20"}
-    assert len(run.place.list_keys()) == 4
+    assert len(run.place.list_keys()) == 5
 
 
 def test_pruning_counts_only_whole_checkpoints(run: Run) -> None:

@@ -37,7 +37,10 @@ def test_a_stop_leads_to_a_checkpoint_and_exit_100_on_all_ranks(tmp_path: Path) 
 def test_minutes_and_steps_both_lead_to_checkpoints(tmp_path: Path) -> None:
     by_minutes = work_for(tmp_path / "minutes", saveMinutes=1e-9)
     assert by_minutes.train() == [0], by_minutes.logged()
-    assert _ready(by_minutes) == [1, 2, 3, 4], "the time is up at each step"
+    written = _ready(by_minutes)
+    assert {1, 4} <= set(written), "the first save and the last one are never left out"
+    skipped = by_minutes.read("checkpoints/step-4.ready")["skipped"]
+    assert len(written) + skipped == 4, "the time is up at each step"
     by_steps = work_for(tmp_path / "steps", saveSteps=3)
     assert by_steps.train() == [0], by_steps.logged()
     assert _ready(by_steps) == [3, 4], "each third step, and the last"

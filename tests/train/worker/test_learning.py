@@ -185,11 +185,11 @@ def _template(folder: str) -> str:
     return tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
 
 
-def test_progress_ends_at_done_and_fits_the_contract(finished: Work) -> None:
+def test_progress_ends_at_publishing_and_fits_the_contract(finished: Work) -> None:
     from finetune_api.documents import ProgressDocument
 
     document = ProgressDocument.from_json({"attempt": 1, **finished.read("state/progress.json")})
-    assert (document.stage, document.step, document.total_steps) == ("Done", 4, 4)
+    assert (document.stage, document.step, document.total_steps) == ("Publishing", 4, 4)
     assert document.eval_loss == pytest.approx(finished.read("state/result.json")["evalLoss"])
     assert document.tokens_per_second is not None and document.tokens_per_second > 0
     assert document.eta_seconds == 0

@@ -43,7 +43,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(tmp_path: Path, 
 
 
 def test_a_checkpoint_within_a_set_that_lacks_its_completions_is_refused(tmp_path: Path) -> None:
-    changes = {"hyperparameters": {"totalSteps": 4}, "checkpoint": {"everySteps": 1}}
+    changes = {"hyperparameters": {"totalSteps": 4}, "checkpoint": {"everySteps": 3}}
     whole = _BY_NAME["grpo-full"].work(tmp_path / "whole", changes)
     assert whole.train() == [0], whole.logged()
     assert (whole.root / "checkpoints/step-3/completions-0.safetensors").is_file()

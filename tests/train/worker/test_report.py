@@ -119,6 +119,8 @@ def test_data_in_a_report_cannot_break_out_of_its_table() -> None:
     assert "It stopped early, before step 9." in text
     assert "Published is step 3, the best by evaluation loss." in text
     assert "(1.5 KiB)" in text
+    assert "planned micro batch of 8: the run went on with 2, and gradients accumulated over 12 passes" in text
+    assert "| LossSpike | 1,234 | 1,224 | 1,254 | 0.25 |" in text
     assert "| f1 (macro mean) | 0.2000 | 0.4000 | +100.0 % |" in text
 
 
@@ -161,6 +163,14 @@ def _report(answer: dict[str, str]) -> dict[str, Any]:
             "flops": 4200,
             "flopsFormula": "(4 N + 2 T) D",
             "peakGpuMemoryGiB": 7.5,
+        },
+        "hyperparameters": {"microBatchSize": 8},
+        "guards": {
+            "microBatchSize": 2,
+            "gradientAccumulation": 12,
+            "rollbacks": [
+                {"reason": "LossSpike", "onsetStep": 1234, "toStep": 1224, "untilStep": 1254, "factor": 0.25},
+            ],
         },
         "evaluation": {
             "records": 2,

@@ -18,6 +18,7 @@ SIGNATURES = {
     "_evaluate": "(self, trial, ignore_keys_for_eval, skip_scheduler)",
     "get_eval_dataloader": "(self, eval_dataset)",
     "evaluation_loop": "(self, dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)",
+    "_load_rng_state": "(self, checkpoint)",
     "_init_training_state": "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, "
     "trial)",
     "_issue_warnings_after_load": "(self, load_result)",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.failures import TABLE, Fault, FinetuneError, by_exit_code, exit_codes
+from finetune_api.failures import ANY, NEVER, TABLE, Fault, FinetuneError, by_exit_code, exit_codes
 
 ROOT = Path(__file__).parents[3]
 PROGRAMS = ("api/finetune_api", "operator/finetune_operator", "trainer-image/finetune_trainer")
@@ -46,8 +46,41 @@ def test_an_exit_code_names_its_class_and_any_other_is_unknown() -> None:
 
 def test_an_interruption_is_always_tried_again() -> None:
     interruptions = {row.name for row in TABLE.values() if row.fault == Fault.INTERRUPTION}
-    assert interruptions == {"Stopped", "Evicted", "NodeLost", "AttemptDeleted"}
-    assert all(TABLE[name].retriable for name in interruptions)
+    assert interruptions == {"Stopped", "RolledBack", "Evicted", "NodeLost", "AttemptDeleted"}
+    assert all(TABLE[name].retries == ANY and not TABLE[name].counted for name in interruptions)
+
+
+def test_no_gpu_hour_is_spent_on_retrying_a_mistake_of_the_user() -> None:
+    tried_again = {row.name for row in TABLE.values() if row.fault == Fault.USER and row.retriable}
+    assert tried_again == {"QuotaExceeded"}, "which waits for room, and runs nothing meanwhile"
+
+
+def test_retries_are_bounded_by_class() -> None:
+    bounds = {row.name: row.retries for row in TABLE.values() if row.retries not in (NEVER, ANY)}
+    assert bounds == {
+        "OutOfGpuMemory": 1,
+        "OutOfHostMemory": 1,
+        "DiskFull": 1,
+        "ContainerCannotRun": 2,
+        "AcceleratorMismatch": 2,
+        "Internal": 2,
+        "Unknown": 2,
+    }
+    assert max(row.retries for row in TABLE.values()) == 100, "the most that spec.retry.maxFailures may be"
+
+
+def test_waiting_for_room_is_no_failure() -> None:
+    waiting = {row.name for row in TABLE.values() if row.waits_for_room}
+    assert waiting == {"Unschedulable", "QuotaExceeded", "NameTaken"}
+    assert all(TABLE[name].retries == ANY and not TABLE[name].counted for name in waiting)
+
+
+def test_the_nodes_at_fault_are_avoided() -> None:
+    assert {row.name for row in TABLE.values() if row.avoids_node} == {
+        "NodeLost",
+        "AcceleratorMismatch",
+        "ContainerCannotRun",
+    }
 
 
 def test_an_error_carries_its_row_and_its_field() -> None:

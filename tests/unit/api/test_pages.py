@@ -28,7 +28,17 @@ def test_every_failure_class_has_a_section_where_its_runbook_points(row) -> None
     headings = re.findall(r"^## (.+)$", PAGES[path], re.MULTILINE)
     assert [heading.lower() for heading in headings].count(anchor) == 1
     section = PAGES[path].split(f"\n## {row.name}\n")[1].split("\n## ")[0]
-    assert row.hint in section and "Who acts" in section and "Retried" in section
+    assert row.summary in section and row.hint in section
+    for part in (
+        "**Symptom:**",
+        "**Who acts:**",
+        "**Retried:**",
+        "**Does another attempt help?**",
+        "How to look:",
+        "Likely causes:",
+        "What to do:",
+    ):
+        assert part in section, part
     if row.exit_code is not None:
         assert f"**Exit code:** {row.exit_code}" in section
 

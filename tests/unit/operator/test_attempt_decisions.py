@@ -101,7 +101,17 @@ def test_a_secret_that_is_missing_when_the_attempt_starts_ends_the_job_at_the_st
     status = decide(look(status=stopped, attempts=(), pods=(), now=later(610)), CONFIG).status
     assert status.state == State.FAILED
     assert status.failure is not None
-    assert (status.failure.failure_class, status.failure.field) == ("SecretNotFound", "spec.credentials.secretName")
+    assert (status.failure.failure_class, status.failure.field) == ("ReferenceNotFound", "spec.credentials.secretName")
+
+
+def test_a_node_that_cannot_start_the_container_is_avoided_by_the_next_attempt() -> None:
+    pod = a_pod(phase="Pending", waiting_reason="RunContainerError", waiting_message="exec format error")
+    stopped = decide(look(pods=(pod, a_pod(index=1)), now=later(600)), CONFIG).status
+    assert stopped.current is not None
+    assert (stopped.current.stop_reason, stopped.current.avoid_node) == ("ContainerCannotRun", "node-0")
+    closed = decide(look(status=stopped, attempts=(), pods=(), now=later(610)), CONFIG).status
+    assert [(entry.outcome, entry.avoid_node) for entry in closed.attempts] == [("ContainerCannotRun", "node-0")]
+    assert (closed.state, closed.failures) == (State.RETRYING, 1)
 
 
 def test_a_pod_stuck_on_a_node_that_does_not_answer_means_that_the_node_is_lost() -> None:
@@ -111,13 +121,13 @@ def test_a_pod_stuck_on_a_node_that_does_not_answer_means_that_the_node_is_lost(
     assert early.current is not None and early.current.stop_reason is None
     late = decide(look(**seen, now=later(CONFIG.node_lost_seconds + 1)), CONFIG).status
     assert late.current is not None
-    assert (late.current.stop_reason, late.current.lost_node) == ("NodeLost", "node-1")
+    assert (late.current.stop_reason, late.current.avoid_node) == ("NodeLost", "node-1")
     survivor = decide(look(status=late, attempts=(), **seen, now=later(40)), CONFIG).status
     assert survivor.current is not None, "waits for the pod on the node that answers"
     closed = decide(
         look(status=late, attempts=(), pods=(stuck,), unreachable_nodes=frozenset({"node-1"}), now=later(50)), CONFIG
     ).status
-    assert [(r.outcome, r.lost_node) for r in closed.attempts] == [("NodeLost", "node-1")]
+    assert [(r.outcome, r.avoid_node) for r in closed.attempts] == [("NodeLost", "node-1")]
     assert closed.interruptions == 1
 
 
@@ -127,7 +137,7 @@ def test_later_attempts_avoid_a_lost_node() -> None:
     current = world.job.status.current
     assert current is not None
     lost = world.job.status.model_copy(
-        update={"current": current.model_copy(update={"stop_reason": "NodeLost", "lost_node": "node-0"})}
+        update={"current": current.model_copy(update={"stop_reason": "NodeLost", "avoid_node": "node-0"})}
     )
     world._write(lost)
     created: list[Create] = []

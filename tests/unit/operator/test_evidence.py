@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api.documents import TerminationMessage
-from finetune_operator.decide.evidence import cause_of_failure, checkpoint_in
+from finetune_api.failures import TABLE, Fault
+from finetune_operator.decide.evidence import cause_of_failure
 from tests.unit.operator.builders import a_pod, an_attempt, ended, later
 
 JOB = an_attempt(finished="Failed", reason="PodFailurePolicy")
@@ -26,6 +27,8 @@ def message(outcome: str, text: str = "", **fields: Any) -> str:
         (1, {}, "Unknown"),
         (137, {"exit_reason": "OOMKilled"}, "OutOfHostMemory"),
         (137, {"exit_reason": "ContainerStatusUnknown"}, "NodeLost"),
+        (255, {"exit_reason": "Unknown"}, "NodeLost"),
+        (255, {"exit_reason": "Error"}, "Unknown"),
         (143, {"disruption": "EvictionByEvictionAPI"}, "Evicted"),
         (143, {"disruption": "PreemptionByScheduler"}, "Evicted"),
         (143, {"disruption": "DeletionByTaintManager"}, "NodeLost"),
@@ -40,6 +43,55 @@ def message(outcome: str, text: str = "", **fields: Any) -> str:
         ),
         (100, {"termination_message": message("Stopped")}, "Stopped"),
         (0, {"disruption": "EvictionByEvictionAPI"}, "Evicted"),
+        # The agent saved and said Stopped; the pod's own condition tells why it was asked to.
+        (100, {"termination_message": message("Stopped"), "disruption": "EvictionByEvictionAPI"}, "Evicted"),
+        (102, {"termination_message": message("RolledBack", "half the micro batch")}, "RolledBack"),
+        # Spot notices reach a pod as a drain (eviction), as a taint, or as a node that shuts down.
+        (
+            143,
+            {"reason": "Terminated", "message": "Pod was terminated in response to imminent node shutdown."},
+            "Evicted",
+        ),
+        (137, {"reason": "Preempting", "message": "Preempted in order to admit critical pod"}, "Evicted"),
+        (137, {"disruption": "DeletionByPodGC"}, "NodeLost"),
+        (143, {"disruption": "TerminationByKubelet", "reason": "Terminated"}, "Evicted"),
+        (
+            143,
+            {"reason": "DeadlineExceeded", "message": "Pod was active on the node longer than the specified deadline"},
+            "Evicted",
+        ),
+        # The runtime could not start the container: its words are in the termination message.
+        (
+            128,
+            {
+                "exit_reason": "StartError",
+                "termination_message": 'failed to create containerd task: exec: "python": executable file not found',
+            },
+            "ContainerCannotRun",
+        ),
+        (127, {"exit_reason": "ContainerCannotRun", "termination_message": "no such file"}, "ContainerCannotRun"),
+        (
+            128,
+            {
+                "exit_reason": "StartError",
+                "termination_message": "OCI runtime create failed: nvidia-container-cli: initialization error: "
+                "nvml error: driver not loaded",
+            },
+            "AcceleratorMismatch",
+        ),
+        (
+            128,
+            {
+                "exit_reason": "StartError",
+                "termination_message": "nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.8, "
+                "please update your driver to a newer version",
+            },
+            "AcceleratorMismatch",
+        ),
+        # An image for another processor starts and ends at once; the kubelet keeps the end of the log.
+        (255, {"termination_message": "exec /usr/local/bin/python: exec format error"}, "ContainerCannotRun"),
+        (1, {"termination_message": "exec /usr/bin/python: exec format error\n"}, "ContainerCannotRun"),
+        (90, {"termination_message": message("AcceleratorMismatch", "driver 470 is too old")}, "AcceleratorMismatch"),
     ],
 )
 def test_the_class_of_a_container_that_ended(exit_code: int, fields: dict[str, Any], expected: str) -> None:
@@ -54,6 +106,9 @@ def test_the_class_of_a_container_that_ended(exit_code: int, fields: dict[str, A
         ("UnexpectedAdmissionError", "no healthy devices", "AcceleratorMismatch"),
         ("OutOfnvidia.com/gpu", "", "Unschedulable"),
         ("NodeAffinity", "", "Unschedulable"),
+        ("TopologyAffinityError", "Resources cannot be allocated with Topology locality", "Unschedulable"),
+        ("NodeShutdown", "Pod was rejected as the node is shutting down.", "Unschedulable"),
+        ("Preempting", "Preempted in order to admit critical pod", "Evicted"),
         ("", "", "Unknown"),
     ],
 )
@@ -89,7 +144,8 @@ def test_the_first_of_two_causes_counts() -> None:
             "Pod team-a/faq has condition DisruptionTarget matching FailJob rule at index 0",
             "Evicted",
         ),
-        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", "Unknown"),
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", "AttemptDeleted"),
+        ("PodFailurePolicy", "some words of a later release", "Unknown"),
         ("DeadlineExceeded", "Job was active longer than specified deadline", "Hang"),
     ],
 )
@@ -98,12 +154,39 @@ def test_without_pods_the_job_tells(reason: str, text: str, expected: str) -> No
     assert cause_of_failure(job, []).failure_class == expected
 
 
-def test_the_newest_checkpoint_of_any_pod_counts() -> None:
-    pods = [ended(a_pod(index=i), 100, message("Stopped", checkpoint_step=step)) for i, step in enumerate((4, 8))]
-    assert checkpoint_in(pods) == 8
-    assert checkpoint_in([a_pod()]) is None
-
-
 def test_control_characters_in_a_message_never_reach_a_person() -> None:
     pod = ended(a_pod(), 65, message("DataInvalid", "row \u001b[31m7\u202e is broken\u0000"))
     assert cause_of_failure(JOB, [pod]).message == "row  [31m7  is broken"
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({"disruption": "EvictionByEvictionAPI"}, "Evicted"),
+        ({"disruption": "PreemptionByScheduler"}, "Evicted"),
+        ({"disruption": "DeletionByTaintManager"}, "NodeLost"),
+        ({"reason": "Terminated", "message": "imminent node shutdown"}, "Evicted"),
+        ({"termination_message": message("Stopped")}, "Stopped"),
+        ({"termination_message": message("RolledBack")}, "RolledBack"),
+    ],
+)
+def test_no_interruption_uses_up_a_retry(fields: dict[str, Any], outcome: str) -> None:
+    cause = cause_of_failure(JOB, [ended(a_pod(), 143, **fields)])
+    assert cause.failure_class == outcome
+    assert TABLE[outcome].fault == Fault.INTERRUPTION and not TABLE[outcome].counted
+
+
+def test_a_node_at_fault_is_named() -> None:
+    pod = ended(a_pod(index=1), 90, message("AcceleratorMismatch", "no GPU"))
+    assert cause_of_failure(JOB, [pod]).node == "node-1"
+    lost = ended(a_pod(index=1), 137, disruption="DeletionByTaintManager")
+    assert cause_of_failure(JOB, [lost]).node == "node-1"
+
+
+def test_a_container_that_left_no_message_is_told_with_the_end_of_its_log() -> None:
+    log = "step 1\n\x1b[31mSegmentation fault\x1b[0m (core dumped)\n"
+    found = cause_of_failure(JOB, [ended(a_pod(), 139, "x" * 1000 + log, exit_reason="Error")])
+    assert found.failure_class == "Unknown"
+    assert "exit code 139, Error" in found.message
+    assert found.message.endswith("Segmentation fault [0m (core dumped)")
+    assert len(found.message) < 500

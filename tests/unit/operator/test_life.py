@@ -32,6 +32,7 @@ def story(world: World) -> tuple[object, ...]:
         [record.number for record in status.attempts],
         status.failures,
         status.interruptions,
+        status.endings,
         status.artifacts,
         status.failure and status.failure.failure_class,
     )

@@ -178,7 +178,7 @@ def test_a_missing_secret_is_told_at_once_and_the_job_goes_on_when_it_exists(mes
     assert refused.state == State.INVALID
     assert refused.is_true(ConditionType.FAILED)
     assert refused.failure is not None
-    assert (refused.failure.failure_class, refused.failure.field) == ("SecretNotFound", field)
+    assert (refused.failure.failure_class, refused.failure.field) == ("ReferenceNotFound", field)
     running = a_pod("pre", role=naming.ROLE_PREFLIGHT)
     onwards = decide(look(status=refused, pods=(running,)), CONFIG).status
     assert onwards.state == State.PREFLIGHT
@@ -191,7 +191,7 @@ def test_a_missing_secret_is_told_at_once_and_the_job_goes_on_when_it_exists(mes
     [
         (
             'pods "x" is forbidden: error looking up service account team-a/ml: serviceaccount "ml" not found',
-            "SecretNotFound",
+            "ReferenceNotFound",
             True,
         ),
         (
@@ -280,3 +280,23 @@ def test_a_preflight_on_a_lost_node_is_tried_again() -> None:
     status = decide(seen, CONFIG).status
     assert status.failure is not None and status.failure.failure_class == "NodeLost"
     assert status.next_attempt_time is not None
+    assert status.failures is None, "an interruption is no failure"
+
+
+def test_a_preflight_that_finds_no_room_is_tried_again_without_end_and_without_a_failure() -> None:
+    status = seen_before()
+    quota = WarningEvent("pre", "FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus')
+    for _ in range(10):
+        seen = look(status=status, warnings=(quota,), now=later(CONFIG.preflight_start_seconds))
+        status = decide(seen, CONFIG).status
+        assert status.failure is not None and status.failure.failure_class == "QuotaExceeded"
+        assert (status.failures, status.state) == (None, State.PREFLIGHT)
+        status = status.model_copy(update={"next_attempt_time": None})
+
+
+def test_a_preflight_is_tried_again_as_often_as_its_class_allows() -> None:
+    pod = ended(a_pod("pre", role=naming.ROLE_PREFLIGHT), 137, exit_reason="OOMKilled")
+    first = decide(look(pods=(pod,)), CONFIG).status
+    assert (first.failures, first.state) == (1, State.PREFLIGHT)
+    again = first.model_copy(update={"next_attempt_time": None})
+    assert decide(look(status=again, pods=(pod,)), CONFIG).status.state == State.INVALID

@@ -7,9 +7,10 @@ operator can be made to die right before any of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 from finetune_api import naming
 from finetune_api.documents import TerminationMessage
@@ -43,6 +44,8 @@ class World:
     run_seconds: int = 2
     named_jobs: tuple[JobView, ...] = ()
     """Other FineTuneJobs of the namespace."""
+    words: Mapping[str, Any] = field(default_factory=dict)
+    """What every attempt's last words say beside its outcome."""
     dies_before: int | None = None
     """The number of the operation before which the operator dies, once."""
 
@@ -202,7 +205,9 @@ class World:
                 self._start_pod(child, index)
         elif all(pod.phase == "Pending" for pod in pods):
             for pod in pods:
-                self.pods[pod.uid] = replace(pod, phase="Running", node=f"node-{pod.index}")
+                self.pods[pod.uid] = replace(
+                    pod, phase="Running", node=f"node-{pod.index}", scheduled=self.now, started=self.now
+                )
         elif self.now - pods[0].created >= timedelta(seconds=self._duration(child)):
             self._finish(child, pods)
 
@@ -230,7 +235,8 @@ class World:
             outcome = self.outcomes[min(child.number, len(self.outcomes)) - 1]
             code = 0 if outcome == "Succeeded" else TABLE[outcome].exit_code or 143
             disruption = "EvictionByEvictionAPI" if outcome == "Evicted" else None
-            message = TerminationMessage(outcome=outcome, message=f"it was {outcome}").encode().decode()
+            said = {"message": f"it was {outcome}", **self.words}
+            message = TerminationMessage(outcome=outcome, **said).encode().decode()
         for pod in pods:
             self.pods[pod.uid] = replace(
                 pod,

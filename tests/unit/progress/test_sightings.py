@@ -63,7 +63,7 @@ def seen(*bodies: Body) -> Sightings:
 
 def test_pod_0_of_the_newest_attempt_is_asked() -> None:
     assert seen(job(), attempt(), pod()).target("pod-uid") == Target(
-        "team-a", "faq", "job-uid", "7", 1, "127.64.0.9", None, 100, None
+        "team-a", "faq", "job-uid", "7", 1, "127.64.0.9", None, 100, (1, 1), None
     )
 
 

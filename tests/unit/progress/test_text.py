@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_api.documents import ProgressDocument, Stage, TerminationMessage
-from finetune_api.status import Progress
+from finetune_api.documents import ProgressDocument, Spent, Stage, TerminationMessage
+from finetune_api.guards import GuardState, Rollback, RollbackReason
+from finetune_api.status import Progress, TimeSpent
 from finetune_operator.progress import text
 
 NOW = "2026-01-01T00:00:00Z"
@@ -113,3 +114,44 @@ def test_a_failure_keeps_stage_and_step_and_drops_the_eta() -> None:
 def test_nothing_is_made_up_where_nobody_knows() -> None:
     assert text.ended(None, 2, 1000, None, NOW) is None
     assert text.ended(TerminationMessage(outcome="Internal"), 2, 1000, None, NOW) is None
+
+
+def guarded(**fields: object) -> ProgressDocument:
+    """A document of a run that guards have changed."""
+    rollback = Rollback(reason=RollbackReason.SPIKE, onset_step=40, to_step=30, until_step=50, factor=0.5)
+    guards = GuardState.model_validate({"rollbacks": (rollback,), **fields})
+    return ProgressDocument(attempt=1, stage=Stage.TRAINING, step=45, total_steps=100, guards=guards)
+
+
+def test_what_guards_changed_is_shown() -> None:
+    progress = text.running(guarded(micro_batch_divisor=4), NOW, (8, 2))
+    assert (progress.rollbacks, progress.micro_batch_size) == (1, 2)
+    assert progress.last_rollback == (
+        "the loss rose at step 40: the run went back to step 30, with 0.5 of the learning rate up to step 50"
+    )
+
+
+def test_nothing_is_shown_of_guards_that_changed_nothing() -> None:
+    document = ProgressDocument(attempt=1, stage=Stage.TRAINING, step=45, total_steps=100, guards=GuardState())
+    shown_json = text.running(document, NOW, (8, 2)).to_json()
+    assert not {"rollbacks", "lastRollback", "microBatchSize"} & set(shown_json)
+    assert text.running(guarded(), NOW, None).micro_batch_size is None
+
+
+@pytest.mark.parametrize("reason", RollbackReason)
+def test_every_reason_to_roll_back_has_words(reason: RollbackReason) -> None:
+    rollback = Rollback(reason=reason, onset_step=4, to_step=3, until_step=5, factor=0.5)
+    assert "at step 4" in text.rollback_text(rollback)
+
+
+def test_time_that_passes_is_no_news_but_is_kept_at_the_end() -> None:
+    one = shown(spent=Spent(start=10.9))
+    other = shown(spent=Spent(start=20.9))
+    assert one.spent == TimeSpent(start_seconds=10)
+    assert text.same(one, other)
+    message = TerminationMessage(outcome="Stopped", resumed_from_step=400, spent=Spent(start=21, train=30))
+    last = text.ended(message, 2, 1000, other, NOW)
+    assert last is not None
+    assert (last.resumed_from_step, last.spent) == (400, TimeSpent(start_seconds=21, train_seconds=30))
+    silent = text.ended(None, 2, 1000, other, NOW)
+    assert silent is not None and silent.spent == TimeSpent(start_seconds=20)

@@ -7,25 +7,40 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.documents import TerminationMessage
+from finetune_api.documents import Spent, TerminationMessage
 from finetune_api.failures import TABLE, FinetuneError
+from finetune_api.guards import RollbackReason
 from finetune_trainer.agent.redaction import Redactor
 
 SUCCEEDED = "Succeeded"
 STOPPED = "Stopped"
 REQUIREMENT_NOT_MET = "RequirementNotMet"
+ROLLED_BACK = "RolledBack"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_MESSAGE_CHARACTERS = 2048
+MESSAGE_CHARACTERS = 2048
+"""A longer message is cut."""
 _FIELD_CHARACTERS = 256
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Why the loss of a run went wrong, and the first step whose loss was too high."""
+
+    reason: RollbackReason
+    onset_step: int
+
+
+@dataclass(frozen=True)
 class End:
-    """The end of an attempt: `Succeeded` or a row of the failure table, with what a person needs to know."""
+    """The end of an attempt: `Succeeded` or a row of the failure table, with what a person needs to know.
+
+    alarm: where the loss went wrong, of LossSpike and NonFiniteLoss.
+    """
 
     outcome: str
     message: str = ""
     field: str | None = None
+    alarm: Alarm | None = None
 
     @property
     def exit_code(self) -> int:
@@ -60,11 +75,13 @@ def termination_message(
     artifact: str | None = None,
     base_eval_loss: float | None = None,
     eval_loss: float | None = None,
+    resumed_from_step: int | None = None,
+    spent: Spent | None = None,
 ) -> bytes:
     """At most 4,096 bytes without a secret: what goes into the termination log."""
     message = redactor.text(end.message)
-    if len(message) > _MESSAGE_CHARACTERS:
-        message = message[: _MESSAGE_CHARACTERS - 1] + "…"
+    if len(message) > MESSAGE_CHARACTERS:
+        message = message[: MESSAGE_CHARACTERS - 1] + "…"
     return TerminationMessage(
         outcome=end.outcome,
         message=message,
@@ -74,6 +91,8 @@ def termination_message(
         artifact=artifact,
         base_eval_loss=base_eval_loss,
         eval_loss=eval_loss,
+        resumed_from_step=resumed_from_step,
+        spent=spent,
     ).encode()
 
 

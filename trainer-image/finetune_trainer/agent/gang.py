@@ -15,13 +15,16 @@ from typing import BinaryIO, cast
 
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.cores import usable_cores
-from finetune_trainer.agent.output import OutputPump
+from finetune_trainer.agent.output import OutputPump, Tail
 from finetune_trainer.agent.redaction import without_secrets
 from finetune_trainer.agent.settings import Settings
 
 _POLL_SECONDS = 0.02
 # A process that the worker left behind may hold its output open for ever.
 _DRAIN_SECONDS = 1.0
+LOG_BYTES = 64 * 1024
+"""How much of a rank's output is kept for after a failure: the stacks of all its threads fit."""
+_ERROR_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class Gang:
         self._settings = settings
         self._first_rank = settings.node_rank * run.resources.processes_per_node
         self._running: dict[int, subprocess.Popen[bytes]] = {}
-        self._errors: dict[int, OutputPump] = {}
+        self._errors: dict[int, Tail] = {}
+        self._logs: dict[int, Tail] = {}
         self._pumps: list[OutputPump] = []
         self._told_to_end: set[int] = set()
 
@@ -80,6 +84,11 @@ class Gang:
     def ranks(self) -> range:
         """The ranks of this node's workers."""
         return range(self._first_rank, self._first_rank + self._run.resources.processes_per_node)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether these are all workers of the run."""
+        return self._run.resources.nodes == 1
 
     @property
     def running(self) -> tuple[int, ...]:
@@ -116,9 +125,10 @@ class Gang:
         )
         self._running[rank] = process
         prefix = f"[rank {rank}] " if self._run.world_size > 1 else ""
-        out = OutputPump(cast(BinaryIO, process.stdout), sys.stdout.buffer, prefix)
-        self._errors[rank] = OutputPump(cast(BinaryIO, process.stderr), sys.stderr.buffer, prefix)
-        for pump in (out, self._errors[rank]):
+        log, errors = self._logs[rank], self._errors[rank] = Tail(LOG_BYTES), Tail(_ERROR_BYTES)
+        out = OutputPump(cast(BinaryIO, process.stdout), sys.stdout.buffer, prefix, log)
+        err = OutputPump(cast(BinaryIO, process.stderr), sys.stderr.buffer, prefix, log, errors)
+        for pump in (out, err):
             self._pumps.append(pump)
             pump.start()
 
@@ -170,8 +180,11 @@ class Gang:
 
     def error_tail(self, rank: int) -> str:
         """The end of what rank wrote to its standard error."""
-        pump = self._errors.get(rank)
-        return pump.tail() if pump else ""
+        return self._errors[rank].text() if rank in self._errors else ""
+
+    def logs(self) -> dict[int, str]:
+        """The end of what each rank printed, at most LOG_BYTES of each."""
+        return {rank: tail.text() for rank, tail in self._logs.items()}
 
     def _drain(self) -> None:
         deadline = time.monotonic() + _DRAIN_SECONDS

@@ -1,10 +1,13 @@
-"""When silence counts as a hang. Pure: the caller brings the time."""
+"""When silence counts as a hang, and which rank it began with. Pure: the caller brings the time."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from finetune_trainer.agent.timekeeping import Activity
 
 _MEDIAN_FACTOR = 5.0
 _REMEMBERED_STEPS = 51
@@ -59,3 +62,42 @@ class HangWatch:
     def is_hung(self, now: float) -> bool:
         """Whether the silence is too long."""
         return self.silence(now) > self.limit
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of life of one rank. time: rises from one to the next. activity: what it did; None: not known."""
+
+    rank: int
+    time: int
+    activity: Activity | None
+
+
+def tell_silence(signs: Sequence[Sign], *, whole_gang: bool) -> str:
+    """Which rank fell silent first and what each one did, in sentences.
+
+    A rank that waits for the others in a collective operation is held up: the cause is elsewhere. whole_gang: signs are
+    those of all ranks, not of one node's only.
+    """
+    waiting = [sign for sign in signs if sign.activity is Activity.WAITING]
+    own = sorted((sign for sign in signs if sign.activity is not Activity.WAITING), key=lambda sign: sign.time)
+    if not own:
+        where = "" if whole_gang else " The cause is on another node: look at the logs of the other pods."
+        return f"{_names(signs)} fell silent {_while(signs[0])}.{where}"
+    if not waiting and len(own) > 1 and len({sign.activity for sign in own}) == 1:
+        return f"{_names(own)} fell silent {_while(own[0])}: all at the same place, as in a collective operation."
+    if len(signs) == 1:
+        return f"Rank {own[0].rank} fell silent {_while(own[0])}".rstrip() + "."
+    first = f"Rank {own[0].rank} fell silent first, {_while(own[0])}".rstrip(", ")
+    others = [f"rank {sign.rank} {_while(sign)}".strip() for sign in own[1:]]
+    held = [f"{_names(waiting).lower()} held up {_while(waiting[0])}"] if waiting else []
+    return "; ".join([first, *others, *held]) + "."
+
+
+def _while(sign: Sign) -> str:
+    return f"while {sign.activity.value}" if sign.activity is not None else ""
+
+
+def _names(signs: Sequence[Sign]) -> str:
+    ranks = ", ".join(str(rank) for rank in sorted(sign.rank for sign in signs))
+    return f"Rank {ranks}" if len(signs) == 1 else f"Ranks {ranks}"

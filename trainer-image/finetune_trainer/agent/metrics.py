@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -37,6 +37,11 @@ class Metrics:
         self.skipped = Counter(
             "finetune_checkpoints_skipped", "Local checkpoints given up for a newer one.", registry=self._registry
         )
+        self.saves_skipped = Gauge(
+            "finetune_saves_skipped",
+            "Saves left out since the workers started, because the one before was still being written to the disk.",
+            registry=self._registry,
+        )
         self.upload_failures = Counter(
             "finetune_checkpoint_upload_failures", "Uploads that failed and are tried again.", registry=self._registry
         )
@@ -62,6 +67,12 @@ class _ProgressGauges(Collector):
             value = getattr(document, name)
             if value is not None:
                 yield GaugeMetricFamily(f"finetune_{name}", description, value=value)
+        if document.spent is not None:
+            # No counter: a rollback moves seconds from one field to another.
+            spent = GaugeMetricFamily("finetune_spent_seconds", "Where this attempt's time went.", labels=["bucket"])
+            for name, seconds in document.spent.to_json().items():
+                spent.add_metric([name], seconds)
+            yield spent
         stages = GaugeMetricFamily("finetune_stage", "1 for what the trainer is doing.", labels=["stage"])
         for stage in Stage:
             stages.add_metric([stage.value], float(stage == document.stage))

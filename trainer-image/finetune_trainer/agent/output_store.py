@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune_api.digest import digest
 from finetune_api.runfile import RunFile
 from finetune_api.uri import parse_uri
+from finetune_trainer.agent.guarding import Change
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.workdir import Result, WorkDir, read_json
 from finetune_trainer.sources import Reach, resolve_access
@@ -43,14 +44,16 @@ def open_output(run: RunFile, reach: Reach) -> tuple[ObjectStore, str]:
 
 
 def claim_of(run: RunFile) -> Claim:
-    """Who this job is to the store, and what makes two runs the same run."""
+    """Who this job is to the store, and what makes two runs the same run.
+
+    The number of processes is no part of it: the worker refuses a checkpoint that is bound to another one (ZeRO).
+    """
     method = {
         "task": run.model.task,
         "objective": run.objective.to_json(),
         "tuning": run.tuning.to_json(),
         "hyperparameters": run.hyperparameters.model_dump(mode="json", exclude=set(_NOT_THE_METHOD)),
         "globalBatchSize": run.global_batch_size,
-        "worldSize": run.world_size,
         "dataset": run.dataset.model_dump(mode="json", exclude={"sources", "validation", "digest"}),
     }
     return Claim(
@@ -96,9 +99,29 @@ def claim(store: ObjectStore, prefix: str, run: RunFile) -> None:
     claim_output(store, prefix, claim_of(run), OnExisting(run.output.on_existing.value))
 
 
-def begin_attempt(store: ObjectStore, prefix: str, run: RunFile, attempt: int, work: WorkDir, log: Log) -> OpenedOutput:
-    """Earlier attempts are cut off; the newest whole checkpoint is in WORK/resume. For node 0 only."""
-    begun = start_attempt(store, prefix, job_uid=run.job.uid, attempt=attempt, restore_to=work.resume)
+def begin_attempt(
+    store: ObjectStore,
+    prefix: str,
+    run: RunFile,
+    attempt: int,
+    work: WorkDir,
+    log: Log,
+    *,
+    change: Change | None = None,
+) -> OpenedOutput:
+    """Earlier starts are cut off; the newest whole checkpoint is in WORK/resume. For node 0 only.
+
+    change: what a guard decided; it takes effect with this start or not at all.
+    """
+    begun = start_attempt(
+        store,
+        prefix,
+        job_uid=run.job.uid,
+        attempt=attempt,
+        restore_to=work.resume,
+        max_step=change.to_step if change else None,
+        guards=change.guards if change else None,
+    )
     for skipped in begun.skipped:
         log.warning("checkpoint is damaged", fence=skipped.fence, step=skipped.step, reason=skipped.reason)
     step = begun.resumed.step if begun.resumed else None

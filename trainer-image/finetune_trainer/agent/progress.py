@@ -7,15 +7,19 @@ import threading
 from pydantic import ValidationError
 
 from finetune_api.documents import ProgressDocument, Stage
+from finetune_api.guards import GuardState
+from finetune_trainer.agent.timekeeping import Timekeeper
 from finetune_trainer.agent.workdir import WorkDir
 
-_OF_THE_AGENT = ("version", "attempt", "checkpointStep")
+_OF_THE_AGENT = ("version", "attempt", "checkpointStep", "spent", "guards")
 
 
 class ProgressBoard:
     """The newest valid progress of this attempt. Any thread may read; the main thread and the uploader write."""
 
-    def __init__(self, attempt: int) -> None:
+    def __init__(self, attempt: int, times: Timekeeper | None = None) -> None:
+        """times: the attempt's clock; None: the document does not tell where the time went."""
+        self._times = times
         self._lock = threading.Lock()
         self._document = ProgressDocument(attempt=attempt, stage=Stage.STARTING, step=0, total_steps=0)
         self.fault: str | None = None
@@ -24,7 +28,9 @@ class ProgressBoard:
     @property
     def document(self) -> ProgressDocument:
         """The document that is served."""
-        return self._document
+        if self._times is None:
+            return self._document
+        return self._document.model_copy(update={"spent": self._times.spent})
 
     def set(
         self,
@@ -45,15 +51,23 @@ class ProgressBoard:
         with self._lock:
             self._document = self._document.model_copy(update=changes)
 
+    def begin(self, step: int | None, guards: GuardState) -> None:
+        """Workers are about to start from the checkpoint of step (None: from none) with these guards."""
+        changes = {"step": step or 0, "checkpoint_step": step, "resumed_from_step": step, "guards": guards}
+        with self._lock:
+            self._document = self._document.model_copy(update=changes)
+
     def read_worker(self, work: WorkDir) -> None:
         """Take over rank 0's document if there is a valid one; a wrong one changes nothing but `fault`."""
+        if self._times is not None:
+            self._times.hear(work)
         found = work.progress()
         if found is None:
             return
         with self._lock:
             kept = self._document
             merged = {name: value for name, value in found.items() if name not in _OF_THE_AGENT}
-            merged |= {"attempt": kept.attempt, "checkpointStep": kept.checkpoint_step}
+            merged |= {"attempt": kept.attempt, "checkpointStep": kept.checkpoint_step, "guards": kept.guards}
             merged.setdefault("resumedFromStep", kept.resumed_from_step)
             try:
                 self._document = ProgressDocument.from_json(merged)

@@ -44,7 +44,7 @@ class Publisher:
         if result is None or not self.work.artifact_is_ready():
             raise FinetuneError("the workers ended well but left no artifact or no result", failure_class="Internal")
         self.board.set(stage=Stage.PUBLISHING)
-        run_until(self._stop_is_over, self._publish_patiently)
+        run_until(self.supervisor.stop_is_over, self._publish_patiently)
         self.board.set(stage=Stage.DONE)
         self.log.info("artifact published", uri=self.writer.store.uri(self.writer.prefix))
         return result
@@ -54,7 +54,7 @@ class Publisher:
         limit = time.monotonic() + self.supervisor.settings.stop_seconds
         trouble = ""
         try:
-            run_until(lambda: time.monotonic() > limit or self._stop_is_over(), self.uploader.flush)
+            run_until(lambda: time.monotonic() > limit or self.supervisor.stop_is_over(), self.uploader.flush)
         except OutOfTime:
             trouble = " The last local checkpoint could not be stored in time."
         except (FinetuneError, OSError, ValueError) as error:
@@ -78,6 +78,3 @@ class Publisher:
                     raise
                 self.log.warning("publishing failed", error=str(error), retry_seconds=_RETRY_SECONDS)
                 time.sleep(_RETRY_SECONDS)
-
-    def _stop_is_over(self) -> bool:
-        return self.stop.requested and time.monotonic() > self.supervisor.stop_deadline(for_workers=False)

@@ -4,29 +4,67 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from finetune_trainer.agent import peers
+from finetune_trainer.agent.ending import STOPPED, SUCCEEDED, End
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
 
 # A client that stops in the middle of a request must not hold a thread for ever.
 _REQUEST_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+_TELL_SECONDS = 5.0
+# What a node ends with because another one did.
+_CONSEQUENCES = ("CollectiveFailed", STOPPED, SUCCEEDED)
 
 
 class StartBoard:
-    """What the other nodes have to restore, once node 0 has decided it."""
+    """What node 0 tells the gang's other nodes, and what it hears from them."""
 
     def __init__(self) -> None:
         self.document: dict[str, Any] | None = None
-        """{attempt, checkpoint}: checkpoint is a store reference, or null for a fresh start; None: not decided."""
+        """See peers.start_document; None: not decided yet."""
+        self.storing: int | None = None
+        """The step whose checkpoint is stored now: every node stores its part of it."""
+        self.stored: int | None = None
+        """The newest step that is stored or given up: no node needs its part, or an older one, any more."""
+        self.ended: dict[int, End] = {}
+        """How the other nodes ended, by their number."""
+
+    def hear(self, body: bytes) -> bool:
+        """Take in what a node tells at /ended; False if it is not about this attempt. Its first word counts."""
+        found = peers.read_end(body)
+        if found is None or self.document is None or found[0] != self.document["attempt"]:
+            return False
+        self.ended.setdefault(found[1], found[2])
+        return True
+
+    def explain(self, end: End) -> End:
+        """Node 0's end, or what another node tells of the same: of lost contact and of a hang it may know more.
+
+        The other nodes have some seconds to tell it.
+        """
+        if end.outcome not in ("CollectiveFailed", "Hang"):
+            return end
+        deadline = time.monotonic() + _TELL_SECONDS
+        while time.monotonic() < deadline:
+            for node, told in list(self.ended.items()):
+                if told.outcome == "Hang":
+                    return End("Hang", f"{end.message} Node {node}: {told.message}")
+                if told.outcome not in _CONSEQUENCES:
+                    return End(told.outcome, f"node {node}: {told.message}", told.field)
+            time.sleep(_LOOK_SECONDS)
+        return end
 
 
 class AgentServer:
-    """Serves /progress, /metrics, /healthz and /start until the process ends."""
+    """Serves /progress, /metrics, /healthz, and /start, /checkpoint and /ended for the gang, until the process ends."""
 
     def __init__(self, host: str, port: int, board: ProgressBoard, metrics: Metrics, start: StartBoard) -> None:
         handler = type("Handler", (_Handler,), {"board": board, "metrics": metrics, "start": start})
@@ -63,8 +101,20 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, "application/json", json.dumps(self.start.document).encode())
         elif path == "/start":
             self._answer(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", b"not decided yet\n")
+        elif path == "/checkpoint":
+            told = {"attempt": self.board.document.attempt, "storing": self.start.storing, "stored": self.start.stored}
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(told).encode())
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"/progress, /metrics, /healthz or /start\n")
+            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"/progress, /metrics, /healthz, /start or /checkpoint\n")
+
+    def do_POST(self) -> None:
+        size = self.headers.get("Content-Length", "")
+        if self.path != "/ended" or not size.isdigit() or int(size) > peers.MAX_BYTES:
+            self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"a node's end at /ended\n")
+        elif self.start.hear(self.rfile.read(int(size))):
+            self._answer(HTTPStatus.OK, "application/json", b"{}")
+        else:
+            self._answer(HTTPStatus.CONFLICT, "text/plain", b"not of this attempt\n")
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
         self.send_response(status)

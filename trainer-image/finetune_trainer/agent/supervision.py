@@ -11,17 +11,21 @@ from finetune_api.failures import by_exit_code
 from finetune_trainer.agent.classify import classify
 from finetune_trainer.agent.ending import STOPPED, SUCCEEDED, End
 from finetune_trainer.agent.gang import Exit, Gang
-from finetune_trainer.agent.hang import HangLimits, HangWatch
+from finetune_trainer.agent.hang import HangLimits, HangWatch, Sign, tell_silence
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.memory_events import count_kills, find_counter
+from finetune_trainer.agent.node_uploads import NodeUploads
 from finetune_trainer.agent.progress import ProgressBoard
 from finetune_trainer.agent.settings import Settings
 from finetune_trainer.agent.stopping import StopSignal
+from finetune_trainer.agent.timekeeping import Activity
 from finetune_trainer.agent.uploads import CheckpointUploader
 from finetune_trainer.agent.workdir import WorkDir
 
 _TICK_SECONDS = 0.05
 _STACK_SECONDS = 2.0
+_GANG_STACK_SECONDS = 6.0
+_MAX_ACTIVITY_BYTES = 64
 # Steps are due in these stages; loading and publishing may take minutes without one.
 _STEPPING = (Stage.TRAINING, Stage.EVALUATING)
 
@@ -35,7 +39,7 @@ class Supervisor:
     settings: Settings
     stop: StopSignal
     board: ProgressBoard
-    uploader: CheckpointUploader | None
+    uploader: CheckpointUploader | NodeUploads | None
     log: Log
     _exits: list[Exit] = field(default_factory=list, init=False)
     _counter: Path | None = field(default=None, init=False)
@@ -63,6 +67,10 @@ class Supervisor:
             return begun + budget
         last = self.uploader.last_seconds if self.uploader is not None else 0.0
         return begun + budget - min(budget / 2, max(budget / 10, 1.5 * last))
+
+    def stop_is_over(self) -> bool:
+        """Whether a stop was requested and its whole budget is used up."""
+        return self.stop.requested and time.monotonic() > self.stop_deadline(for_workers=False)
 
     def _look(self, watch: HangWatch) -> End | None:
         self._exits += self._log_exits(self.gang.reap())
@@ -93,33 +101,36 @@ class Supervisor:
     def _hang(self, watch: HangWatch) -> End | None:
         now = time.monotonic()
         document = self.board.document
+        signs = [self._sign(rank) for rank in self.gang.ranks]
         watch.see(
             now,
-            self._heartbeats(),
+            tuple(sign.time for sign in signs),
             document.step if document.stage in _STEPPING else None,
             stepping=document.stage in _STEPPING,
         )
         if not watch.is_hung(now):
             return None
         silence, limit = round(watch.silence(now)), round(watch.limit)
-        self.log.error("workers hang", silence_seconds=silence, limit_seconds=limit, step=document.step)
+        told = tell_silence(signs, whole_gang=self.gang.is_whole)
+        doing = {str(sign.rank): sign.activity for sign in signs}
+        self.log.error("workers hang", silence_seconds=silence, limit_seconds=limit, step=document.step, doing=doing)
         self.gang.dump_stacks()
-        time.sleep(_STACK_SECONDS)
+        # Where other nodes find the same hang, their stacks have to be out before these workers' end disturbs theirs.
+        time.sleep(_STACK_SECONDS if self.gang.is_whole else _GANG_STACK_SECONDS)
         self._exits += self._log_exits(self.gang.end(0))
         return End(
             "Hang",
             f"All workers were silent for {silence} s after step {document.step} in stage "
-            f"{document.stage.value}; the limit is {limit} s. Their stacks are in the log.",
+            f"{document.stage.value}; the limit is {limit} s. {told} Their stacks are in the log.",
         )
 
-    def _heartbeats(self) -> tuple[int, ...]:
-        marks = []
-        for rank in self.gang.ranks:
-            try:
-                marks.append(self.work.heartbeat(rank).stat().st_mtime_ns)
-            except OSError:
-                marks.append(0)
-        return tuple(marks)
+    def _sign(self, rank: int) -> Sign:
+        path = self.work.heartbeat(rank)
+        try:
+            said = path.read_bytes()[:_MAX_ACTIVITY_BYTES].decode(errors="replace").strip()
+            return Sign(rank, path.stat().st_mtime_ns, Activity(said) if said in set(Activity) else None)
+        except OSError:
+            return Sign(rank, 0, None)
 
     def _end_by_failure(self) -> End:
         self._exits += self._log_exits(self.gang.end(self.settings.kill_seconds))

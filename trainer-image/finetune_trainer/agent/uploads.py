@@ -1,8 +1,7 @@
-"""Stores local checkpoints in the background while training goes on."""
+"""Node 0 stores local checkpoints in the background while training goes on."""
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from finetune_api.failures import FinetuneError
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
-from finetune_trainer.agent.workdir import ReadyCheckpoint, WorkDir
-from finetune_trainer.store.errors import Superseded
+from finetune_trainer.agent.serving import StartBoard
+from finetune_trainer.agent.workdir import ReadyCheckpoint, WorkDir, delete_checkpoint
+from finetune_trainer.store.errors import NodeFilesMissing, Superseded
 from finetune_trainer.store.writer import CheckpointWriter
 
 _SCAN_SECONDS = 0.2
@@ -21,17 +21,24 @@ _RETRY_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """What is stored with each checkpoint and how many of them stay."""
+    """What is stored with each checkpoint and how many of them stay.
+
+    keep_back: how many steps before the newest one a rollback may go back to; 0: there is none.
+    nodes_seconds: how long the other nodes have for their parts of a checkpoint, after node 0's own are stored.
+    """
 
     world_size: int
     keep_last: int
     run_digest: str
+    keep_back: int = 0
+    nodes: int = 1
+    nodes_seconds: float = 900.0
 
 
 class CheckpointUploader(threading.Thread):
     """One upload at a time: the newest complete checkpoint, and before it those of the best steps, which it names.
 
-    Other older ones that were not stored are skipped.
+    Other older ones that were not stored are skipped, and one of which a node does not bring its part.
 
     The newest stored one stays on the local disk until a newer one is complete.
     """
@@ -43,25 +50,47 @@ class CheckpointUploader(threading.Thread):
         policy: CheckpointPolicy,
         board: ProgressBoard,
         metrics: Metrics,
+        gang: StartBoard,
         log: Log,
     ) -> None:
+        """gang: tells the other nodes which step is stored now."""
         super().__init__(name="uploads", daemon=True)
         self._work = work
         self._writer = writer
         self._policy = policy
         self._board = board
         self._metrics = metrics
+        self._gang = gang
         self._log = log
         self._turn = threading.Lock()
+        self._closed = threading.Event()
         self.superseded: Superseded | None = None
         """Set once a newer attempt owns the output: nothing is stored any more."""
         self.last_seconds = 0.0
         """How long the last upload took."""
 
     def run(self) -> None:
-        """Until the process ends, or a newer attempt has taken over."""
-        while self.superseded is None:
-            time.sleep(_SCAN_SECONDS if self._store_newest() else _RETRY_SECONDS)
+        """Until the process ends, `close` is called or a newer attempt has taken over."""
+        while self.superseded is None and not self._closed.is_set():
+            self._closed.wait(_SCAN_SECONDS if self._store_newest() else _RETRY_SECONDS)
+
+    def settle(self, up_to: int | None) -> None:
+        """The newest complete checkpoint up to that step (None: of all) is stored if it can be; then nothing any more.
+
+        Those after it are deleted.
+        """
+        with self._turn:
+            for found in self._work.ready_checkpoints():
+                if up_to is not None and found.step > up_to:
+                    delete_checkpoint(found)
+        self._store_newest()
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is stored, skipped or deleted any more once this returns; it waits for an upload in flight."""
+        self._closed.set()
+        with self._turn:
+            pass
 
     def flush(self) -> int | None:
         """Store the newest complete checkpoint if it is not stored yet; the newest stored step.
@@ -73,6 +102,8 @@ class CheckpointUploader(threading.Thread):
 
     def _store_newest(self, *, raising: bool = False) -> bool:
         with self._turn:
+            if self._closed.is_set():
+                return True
             try:
                 self._step_of_work()
                 return True
@@ -93,39 +124,55 @@ class CheckpointUploader(threading.Thread):
         if not ready:
             return
         newest, stored = ready[-1], self._writer.newest_step
+        self._metrics.saves_skipped.set(newest.skipped)
         pending = [found for found in ready if stored is None or found.step > stored]
         wanted = [found for found in pending if found is newest or found.step in newest.best]
-        self._skip([old for old in pending if old not in wanted])
+        self._skip([old for old in pending if old not in wanted], "a newer one is complete")
         for checkpoint in wanted:
             self._upload(checkpoint, keep=newest.best)
         for old in ready[:-1]:
-            _delete(old)
+            delete_checkpoint(old)
 
-    def _skip(self, given_up: list[ReadyCheckpoint]) -> None:
+    def _skip(self, given_up: list[ReadyCheckpoint], why: str) -> None:
         # Deleted at once, so that a failed and repeated upload does not count them again.
         for old in given_up:
             self._metrics.skipped.inc()
-            self._log.info("checkpoint skipped", step=old.step, why="a newer one is complete")
-            _delete(old)
+            self._log.info("checkpoint skipped", step=old.step, why=why)
+            delete_checkpoint(old)
 
     def _upload(self, newest: ReadyCheckpoint, keep: tuple[int, ...]) -> None:
         begun = time.monotonic()
-        checkpoint = self._writer.commit(
-            newest.step,
-            newest.folder,
-            world_size=self._policy.world_size,
-            meta={"runDigest": self._policy.run_digest},
-            metrics=_numbers(newest.metrics),
-        )
+        self._gang.storing = newest.step
+        try:
+            checkpoint = self._writer.commit(
+                newest.step,
+                newest.folder,
+                world_size=self._policy.world_size,
+                meta={"runDigest": self._policy.run_digest},
+                metrics=_numbers(newest.metrics),
+                nodes=self._policy.nodes,
+                wait_seconds=self._policy.nodes_seconds,
+            )
+        except NodeFilesMissing as error:
+            self._log.warning("a node's part is missing", step=newest.step, error=str(error))
+            self._skip([newest], "a node did not store its part of it")
+            self._gang.stored = newest.step
+            return
+        self._gang.stored = newest.step
         self.last_seconds = time.monotonic() - begun
         self._metrics.uploaded.inc()
         self._metrics.upload_seconds.observe(self.last_seconds)
         self._board.set(checkpoint_step=newest.step)
-        size = sum(part.size for part in checkpoint.manifest.parts)
+        parts = checkpoint.manifest.parts
         self._log.info(
-            "checkpoint stored", step=newest.step, uri=checkpoint.uri, bytes=size, seconds=round(self.last_seconds, 2)
+            "checkpoint stored",
+            step=newest.step,
+            uri=checkpoint.uri,
+            bytes=sum(part.size for part in parts),
+            uploaded_bytes=sum(part.size for part in parts if part.at is None),
+            seconds=round(self.last_seconds, 2),
         )
-        removed = self._writer.prune(self._policy.keep_last, keep)
+        removed = self._writer.prune(self._policy.keep_last, keep, self._policy.keep_back)
         if removed:
             self._log.info("checkpoints pruned", steps=list(removed))
 
@@ -136,9 +183,3 @@ def _numbers(metrics: dict[str, object]) -> dict[str, float]:
         for name, value in metrics.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def _delete(checkpoint: ReadyCheckpoint) -> None:
-    # The marker first: a folder without one does not count.
-    checkpoint.marker.unlink(missing_ok=True)
-    shutil.rmtree(checkpoint.folder, ignore_errors=True)

@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError
 
 from finetune_api.base import Tolerant
 from finetune_api.documents import Finite
+from finetune_api.failures import FinetuneError
+from finetune_api.guards import GuardState
 
 _EMPTIED = ("resume", "best", "control", "state", "checkpoints", "artifact")
 # A worker writes these; more bytes than this is not one of its documents.
@@ -36,6 +38,7 @@ class ReadyCheckpoint:
     """A complete local checkpoint: its folder, and what its `.ready` marker holds.
 
     best: the steps with the lowest evaluation loss up to this one, where the run keeps them; the lowest first.
+    skipped: saves that the workers had left out up to this one.
     """
 
     step: int
@@ -43,6 +46,7 @@ class ReadyCheckpoint:
     marker: Path
     metrics: dict[str, Any]
     best: tuple[int, ...] = ()
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,20 @@ class WorkDir:
         """What is published at the end."""
         return self.root / "artifact"
 
+    @property
+    def guards_file(self) -> Path:
+        """What the guards have changed so far; absent where nothing."""
+        return self.root / "guards.json"
+
+    def guards(self) -> GuardState:
+        """What the guards have changed so far. Raises Internal for a file that says nothing."""
+        if not self.guards_file.exists():
+            return GuardState()
+        try:
+            return GuardState.from_json(read_json(self.guards_file))
+        except ValidationError as error:
+            raise FinetuneError(f"{self.guards_file.name} cannot be read: {error}") from error
+
     def prepare(self) -> None:
         """Empty of everything that an earlier attempt left, but its inputs; the store is the truth about checkpoints."""
         for name in _EMPTIED:
@@ -102,6 +120,11 @@ class WorkDir:
     def heartbeat(self, rank: int) -> Path:
         """The file whose modification time is rank's last sign of life."""
         return self.state / f"heartbeat-{rank}"
+
+    @property
+    def times(self) -> Path:
+        """The clock of phases that the node's first rank keeps."""
+        return self.state / "times.json"
 
     def error(self, rank: int) -> dict[str, Any] | None:
         """What rank wrote about its own failure, if it did."""
@@ -134,14 +157,21 @@ class WorkDir:
 
 
 def _ready(step: int, marker: Path, content: dict[str, Any]) -> ReadyCheckpoint:
-    metrics, best = content.get("metrics"), content.get("best")
+    metrics, best, skipped = content.get("metrics"), content.get("best"), content.get("skipped")
     return ReadyCheckpoint(
         step,
         marker.with_suffix(""),
         marker,
         metrics if isinstance(metrics, dict) else {},
         tuple(number for number in best if isinstance(number, int)) if isinstance(best, list) else (),
+        skipped if isinstance(skipped, int) else 0,
     )
+
+
+def delete_checkpoint(checkpoint: ReadyCheckpoint) -> None:
+    """It is gone from the local disk. The marker goes first: a folder without one does not count."""
+    checkpoint.marker.unlink(missing_ok=True)
+    shutil.rmtree(checkpoint.folder, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

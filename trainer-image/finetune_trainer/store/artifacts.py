@@ -14,7 +14,7 @@ from finetune_trainer.store.objects import ObjectStore, join_key
 from finetune_trainer.store.writer import CheckpointWriter
 
 ARTIFACT = "ARTIFACT.json"
-_RESERVED = {"checkpoints", "fences", ARTIFACT}
+_RESERVED = {"checkpoints", "fences", "removals", ARTIFACT}
 
 
 def publish(writer: CheckpointWriter, folder: Path) -> Artifact:
@@ -32,7 +32,10 @@ def publish(writer: CheckpointWriter, folder: Path) -> Artifact:
     writer.ensure_current()
     key = join_key(prefix, ARTIFACT)
     store.delete(key)
-    files.upload(store, prefix, found, before_each=writer.ensure_current)
+    for file in found:
+        # Published files are replaced in place: one after the other, so that an attempt that was overtaken stops.
+        writer.ensure_current()
+        files.upload(store, join_key(prefix, file.entry.name), file)
     artifact = Artifact(
         job_uid=writer.fence.job_uid,
         attempt=writer.fence.attempt,

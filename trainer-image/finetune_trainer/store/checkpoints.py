@@ -1,26 +1,39 @@
 """The checkpoints of one output: which of them count, how an attempt starts, how one is restored.
 
-Below the output's prefix:
+layout.py has the keys. A checkpoint counts if the attempt with the highest fence record committed it, or
+if that record lists it in its chain, unless that attempt has begun to prune it.
 
-    CLAIM.json                                  the owner (claims.py)
-    fences/<n>                                  one per start of an attempt, created if absent
-    checkpoints/fence-<n>/step-<s>/<part>       the parts
-    checkpoints/fence-<n>/step-<s>/MANIFEST.json   last, created if absent
+Why an attempt that was cut off can do no harm, however long it lives and however late its requests arrive
+(reads and listings see every write that was answered before; nothing else is asked of the storage):
 
-A checkpoint counts if it was committed by the highest fence, or if the highest fence's record lists it
-in its chain. What an older fence writes after that record was made is in no chain and never counts, so
-an attempt that was cut off can neither commit nor overwrite, however long it lives.
+1. A start takes a number (`<n>.taken`, created if absent) before it looks at what is there. A commit counts
+   only if, after its manifest was written, no higher number was taken. So each commit that was told so is seen
+   by every later start, and a start that is killed between the two leaves nothing behind that hides it: what
+   counts changes by the fence record alone, which is written once, with the whole chain in it.
+2. A start that finds a higher number after it has written its record is told Superseded and never commits, so
+   of two records the higher one never lacks a commit that the lower one's attempt was told of.
+3. Each attempt writes below its own fence only, and never a second time what a manifest, or a node's list of
+   files, vouches for. So an old attempt cannot overwrite. Its late manifests are in no chain.
+4. A manifest may name files of earlier checkpoints (Part.at), so that what did not change is uploaded once.
+   It may only name what the checkpoint needs that the attempt resumed from, or one that it committed itself:
+   never what an older attempt still may remove, because of 5.
+5. A prune writes down the places that it is about to empty (`removals/`), then looks whether a higher number was
+   taken, then deletes. If one was taken, it deletes nothing. If none was, every later start sees the list and
+   counts none of these checkpoints, so it neither resumes from them nor names their files. Files that a kept
+   checkpoint needs are left where they are; whoever prunes after the last such checkpoint went sweeps them.
+   By induction over the fences, no prune removes what a checkpoint of a later chain needs: that chain is
+   a part of what the prune kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.guards import GuardState
 from finetune_trainer.store import files
 from finetune_trainer.store.documents import (
     MAX_CHAIN,
@@ -28,15 +41,23 @@ from finetune_trainer.store.documents import (
     CheckpointRef,
     Fence,
     Manifest,
+    Part,
+    Place,
+    Removal,
     Skipped,
+    Taken,
     read_bounded,
 )
 from finetune_trainer.store.errors import CheckpointInvalid, ObjectNotFound, Superseded
+from finetune_trainer.store.layout import (
+    MANIFEST,
+    checkpoint_prefix,
+    fence_key,
+    parse_checkpoint_key,
+    parse_fence_key,
+    taken_key,
+)
 from finetune_trainer.store.objects import ObjectStore, join_key
-
-MANIFEST = "MANIFEST.json"
-_FENCE_KEY = re.compile(r"[1-9]\d{0,8}")
-_STEP_KEY = re.compile(r"fence-([1-9]\d{0,8})/step-(0|[1-9]\d{0,11})/(.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +96,11 @@ class Start:
     skipped: tuple[Skipped, ...]
 
 
-def checkpoint_prefix(prefix: str, fence: int, step: int) -> str:
-    """The key under which the parts of one checkpoint lie."""
-    return join_key(prefix, f"checkpoints/fence-{fence}/step-{step}")
-
-
-def parse_checkpoint_key(prefix: str, key: str) -> tuple[int, int, str] | None:
-    """Fence, step and part name of a key below `checkpoints/`; None for a key of another shape."""
-    match = _STEP_KEY.fullmatch(key.removeprefix(join_key(prefix, "checkpoints") + "/"))
-    return (int(match[1]), int(match[2]), match[3]) if match else None
-
-
-def highest_fence(store: ObjectStore, prefix: str) -> int:
-    """The number of the newest fence; 0 if there is none."""
-    base = join_key(prefix, "fences") + "/"
-    names = (item.key.removeprefix(base) for item in store.list(base))
-    return max((int(name) for name in names if _FENCE_KEY.fullmatch(name)), default=0)
+def highest_fences(store: ObjectStore, prefix: str) -> tuple[int, int]:
+    """The highest number that was taken, and the highest that has a record; 0 is none."""
+    found = [parse_fence_key(prefix, item.key) for item in store.list(join_key(prefix, "fences") + "/")]
+    known = [place for place in found if place is not None]
+    return max((number for number, _ in known), default=0), max((n for n, record in known if record), default=0)
 
 
 def survey(store: ObjectStore, prefix: str, fence: int | None = None) -> Survey:
@@ -98,15 +108,17 @@ def survey(store: ObjectStore, prefix: str, fence: int | None = None) -> Survey:
 
     Raises CheckpointInvalid if the fence's own record is damaged: nothing can be told without it.
     """
-    number = highest_fence(store, prefix) if fence is None else fence
+    number = highest_fences(store, prefix)[1] if fence is None else fence
     if number == 0:
         return Survey(0, None, (), ())
-    record = Fence.read(store, join_key(prefix, f"fences/{number}"))
+    record = Fence.read(store, fence_key(prefix, number))
+    # Before the manifests are listed: a prune takes its list away once these are gone.
+    removed = _removed(store, prefix, number)
     manifests = {
         (place[0], place[1])
         for item in store.list(join_key(prefix, "checkpoints") + "/")
         if (place := parse_checkpoint_key(prefix, item.key)) and place[2] == MANIFEST
-    }
+    } - removed
     refs: list[CheckpointRef] = []
     skipped: list[Skipped] = []
     for _, step in sorted((place for place in manifests if place[0] == number), reverse=True):
@@ -116,8 +128,19 @@ def survey(store: ObjectStore, prefix: str, fence: int | None = None) -> Survey:
             continue  # pruned since the listing
         except CheckpointInvalid as error:
             skipped.append(Skipped(fence=number, step=step, reason=str(error)[:MAX_REASON]))
-    refs += record.chain
+    refs += [ref for ref in record.chain if (ref.fence, ref.step) not in removed]
     return Survey(number, record, tuple(_without_pruned(refs, manifests)), tuple(skipped))
+
+
+def _removed(store: ObjectStore, prefix: str, fence: int) -> set[tuple[int, int]]:
+    """What the holder of the fence has begun to prune. A list that is gone meanwhile is of what is gone."""
+    places: set[tuple[int, int]] = set()
+    for item in store.list(join_key(prefix, f"removals/{fence}") + "/"):
+        try:
+            places.update((place.fence, place.step) for place in Removal.read(store, item.key).places)
+        except ObjectNotFound:
+            continue
+    return places
 
 
 def _without_pruned(refs: list[CheckpointRef], manifests: set[tuple[int, int]]) -> Iterable[CheckpointRef]:
@@ -168,13 +191,19 @@ def read_checkpoint(store: ObjectStore, prefix: str, fence: int, step: int) -> C
     return Checkpoint(ref, manifest, store.uri(base))
 
 
+def part_key(prefix: str, ref: CheckpointRef, part: Part) -> str:
+    """Where a part of the checkpoint that ref names lies."""
+    place = part.at or Place(fence=ref.fence, step=ref.step)
+    return join_key(checkpoint_prefix(prefix, place.fence, place.step), part.path)
+
+
 def restore(store: ObjectStore, prefix: str, ref: CheckpointRef, target: Path) -> Checkpoint:
-    """Write the checkpoint's parts to target, every byte checked; target appears whole or not at all.
+    """Write the files of all nodes to target, every byte checked; target appears whole or not at all.
 
     target must be absent or empty. Raises CheckpointInvalid if what is stored is not what was written.
     """
     checkpoint = load_checkpoint(store, prefix, ref)
-    files.download(store, checkpoint_prefix(prefix, ref.fence, ref.step), checkpoint.manifest.parts, target)
+    files.download(store, ((part_key(prefix, ref, part), part) for part in checkpoint.manifest.parts), target)
     return checkpoint
 
 
@@ -186,75 +215,102 @@ def start_attempt(
     attempt: int,
     restore_to: Path,
     max_step: int | None = None,
+    guards: GuardState | None = None,
 ) -> Start:
     """Take the output over from every earlier attempt and restore the newest checkpoint that is whole.
 
     Damaged checkpoints are skipped, with the reason in the result and in the fence's record. With
     max_step, only checkpoints up to that step count from now on (a rollback); none is a fresh start.
+    guards: what the guards have changed up to now; None takes over what the last attempt had.
     To be called after claim_output. Raises CheckpointInvalid if there are checkpoints but none is whole,
-    and Superseded if a later attempt of the job has started.
+    and Superseded if a later attempt has started; then nothing has changed but that earlier ones are cut off.
     """
+    taken = _take(store, prefix, job_uid, attempt)
     seen = survey(store, prefix)
-    top = seen.fence
-    damaged: dict[CheckpointRef, Skipped] = {}
-    while True:
-        refs = [ref for ref in seen.refs if ref not in damaged and (max_step is None or ref.step <= max_step)]
-        skipped = (*seen.skipped, *damaged.values())
-        if damaged and not refs:
-            # No fence is made: its empty chain would turn the next start into one from the base model.
-            raise CheckpointInvalid(
-                f"none of the {len(damaged)} checkpoints of {store.uri(prefix)} is whole; the newest: "
-                f"{skipped[0].reason}. Start again with a new output.uri."
-            )
-        _refuse_older_attempt(store, prefix, seen.record, job_uid, attempt)
-        fence = _create_fence(store, prefix, top + 1, job_uid, attempt, refs, skipped)
-        if fence is None:
-            seen = survey(store, prefix)
-            top = seen.fence
-            continue
-        top = fence.fence
-        # A commit that ended between the survey and the fence was told that it counts, so it has to.
-        # Any that ends later is told Superseded, so this settles.
-        again = survey(store, prefix, seen.fence)
-        if again.refs != seen.refs:
-            seen = again
-            continue
-        if not refs:
-            return Start(fence, None, skipped)
-        try:
-            return Start(fence, restore(store, prefix, refs[0], restore_to), skipped)
-        except CheckpointInvalid as error:
-            reason = str(error)[:MAX_REASON]
-            damaged[refs[0]] = Skipped(fence=refs[0].fence, step=refs[0].step, reason=reason)
-
-
-def _refuse_older_attempt(store: ObjectStore, prefix: str, record: Fence | None, job_uid: str, attempt: int) -> None:
-    if record is not None and record.job_uid == job_uid and record.attempt > attempt:
-        raise Superseded(
-            f"attempt {record.attempt} has taken {store.uri(prefix)} over, so attempt {attempt} ends. Nothing to do."
+    if seen.fence > taken.fence:
+        raise Superseded(_superseded(store, prefix, seen.fence, taken.fence))
+    refs = [ref for ref in seen.refs if max_step is None or ref.step <= max_step]
+    resumed, damaged = _restore_newest(store, prefix, refs, restore_to)
+    skipped = (*seen.skipped, *damaged)
+    if resumed is None and (lost := [found for found in skipped if max_step is None or found.step <= max_step]):
+        # A later attempt may have pruned what this one still looked for.
+        ensure_newest(store, prefix, taken.fence)
+        # No record is made: its empty chain would turn the next start into one from the base model.
+        raise CheckpointInvalid(
+            f"none of the {len(lost)} checkpoints of {store.uri(prefix)} is whole; the newest: {lost[0].reason}. "
+            "Start again with a new output.uri."
         )
-
-
-def _create_fence(
-    store: ObjectStore,
-    prefix: str,
-    number: int,
-    job_uid: str,
-    attempt: int,
-    refs: list[CheckpointRef],
-    skipped: tuple[Skipped, ...],
-) -> Fence | None:
-    """The fence of that number if this call made it, None if another one did."""
+    if guards is None:
+        guards = seen.record.guards if seen.record else GuardState()
     fence = Fence(
-        fence=number,
+        fence=taken.fence,
         job_uid=job_uid,
         attempt=attempt,
-        token=uuid.uuid4().hex,
-        chain=tuple(refs[:MAX_CHAIN]),
+        token=taken.token,
+        chain=tuple(refs[len(damaged) :][:MAX_CHAIN]),
         skipped=skipped[:MAX_CHAIN],
+        guards=guards,
     )
-    key = join_key(prefix, f"fences/{number}")
-    if store.put_if_absent(key, fence.to_bytes()):
-        return fence
-    # The answer to a write that got through may have been lost, and its repetition refused.
-    return fence if Fence.read(store, key).token == fence.token else None
+    key = fence_key(prefix, taken.fence)
+    if not store.put_if_absent(key, fence.to_bytes()) and Fence.read(store, key) != fence:
+        raise CheckpointInvalid(
+            f"{store.uri(key)} is not the record of this start. Do not edit files below output.uri."
+        )
+    ensure_newest(store, prefix, taken.fence)
+    return Start(fence, resumed, skipped)
+
+
+def ensure_newest(store: ObjectStore, prefix: str, fence: int) -> None:
+    """Returns if no later attempt has taken the output over from that fence, else raises Superseded."""
+    highest, _ = highest_fences(store, prefix)
+    if highest > fence:
+        raise Superseded(_superseded(store, prefix, highest, fence))
+
+
+def _superseded(store: ObjectStore, prefix: str, newer: int, older: int) -> str:
+    return (
+        f"fence {newer} has taken {store.uri(prefix)} over from fence {older}: "
+        "what this attempt writes no longer counts, so it ends. Nothing to do."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    fence: int
+    token: str
+
+
+def _take(store: ObjectStore, prefix: str, job_uid: str, attempt: int) -> _Number:
+    """A fence number of one's own, higher than every other. Raises Superseded for an attempt that comes late."""
+    mine = Taken(job_uid=job_uid, attempt=attempt, token=uuid.uuid4().hex)
+    while True:
+        highest, _ = highest_fences(store, prefix)
+        other = _holder(store, prefix, highest) if highest else None
+        if other is not None and other.job_uid == job_uid and other.attempt > attempt:
+            raise Superseded(
+                f"attempt {other.attempt} has taken {store.uri(prefix)} over, so attempt {attempt} ends. Nothing to do."
+            )
+        key = taken_key(prefix, highest + 1)
+        # The answer to a write that got through may have been lost, and its repetition refused.
+        if store.put_if_absent(key, mine.to_bytes()) or Taken.read(store, key).token == mine.token:
+            return _Number(highest + 1, mine.token)
+
+
+def _holder(store: ObjectStore, prefix: str, number: int) -> Taken | Fence:
+    try:
+        return Taken.read(store, taken_key(prefix, number))
+    except ObjectNotFound:
+        return Fence.read(store, fence_key(prefix, number))  # of a release that wrote the record alone
+
+
+def _restore_newest(
+    store: ObjectStore, prefix: str, refs: list[CheckpointRef], target: Path
+) -> tuple[Checkpoint | None, list[Skipped]]:
+    """The newest checkpoint that is whole, restored, and those before it in refs, which are not."""
+    damaged: list[Skipped] = []
+    for ref in refs:
+        try:
+            return restore(store, prefix, ref, target), damaged
+        except CheckpointInvalid as error:
+            damaged.append(Skipped(fence=ref.fence, step=ref.step, reason=str(error)[:MAX_REASON]))
+    return None, damaged

@@ -42,13 +42,13 @@ def claim_output(store: ObjectStore, prefix: str, claim: Claim, on_existing: str
                 f"{store.uri(prefix)} belongs to the job {owner.namespace}/{owner.name} "
                 f"(UID {owner.job_uid}). Choose another output.uri, or set output.onExisting: Resume "
                 "to continue the same run.",
-                field="output.uri",
+                field="spec.output.uri",
             )
         if differs:
             raise OutputInUse(
                 f"{store.uri(prefix)} holds a run of the job {owner.namespace}/{owner.name} with another "
                 f"{', another '.join(differs)}, so it cannot be continued. Choose another output.uri.",
-                field="output.uri",
+                field="spec.output.uri",
             )
         if owner.job_uid == claim.job_uid:
             return owner

@@ -7,6 +7,7 @@ S3 gives a multipart upload is composite and cannot stand for it).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
@@ -24,6 +25,7 @@ from pydantic.alias_generators import to_camel
 
 from finetune_api.guards import GuardState
 from finetune_trainer.store.errors import CheckpointInvalid, StoreError
+from finetune_trainer.store.layout import path_of
 from finetune_trainer.store.objects import ObjectStore
 
 MAX_DOCUMENT_BYTES = 4 << 20
@@ -105,6 +107,31 @@ class FileEntry(StoredDocument):
 Files = Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=20_000)]
 
 
+class Place(StoredDocument):
+    """A fence and a step, and so the folder that an upload went to."""
+
+    fence: Annotated[int, Field(ge=1)]
+    step: Count
+
+
+class Part(FileEntry):
+    """One file of a checkpoint and where it lies.
+
+    node: which node uploaded it. at: the earlier checkpoint that it was uploaded with; None is this one.
+    """
+
+    node: Count = 0
+    at: Place | None = None
+
+    @property
+    def path(self) -> str:
+        """The key below the checkpoint that it was uploaded with."""
+        return path_of(self.node, self.name)
+
+
+Parts = Annotated[tuple[Part, ...], Field(min_length=1, max_length=20_000)]
+
+
 class Claim(StoredDocument):
     """Which job owns the output, and what it trains: digests of the resolved model, data and method."""
 
@@ -134,13 +161,26 @@ class Skipped(StoredDocument):
     reason: Annotated[str, Field(max_length=MAX_REASON)]
 
 
+class Taken(StoredDocument):
+    """Somebody starts under this fence: whoever holds a lower one is cut off. The Fence record follows.
+
+    token: random, so that the writer knows its own document again.
+    """
+
+    version: Literal[1] = 1
+    job_uid: Text
+    attempt: Count
+    token: Text
+    created_time: AwareDatetime = Field(default_factory=utc_now)
+
+
 class Fence(StoredDocument):
     """The start of one attempt. Whoever holds the highest fence owns the output.
 
     chain: the checkpoints of earlier fences that count from here on, newest first, steps falling; the
     first is the one this attempt resumes from, and an empty chain is a start from the base model.
     guards: what the guards have changed up to this start; the next fence takes it over.
-    token: random, so that the writer knows its own record again.
+    token: that of the fence's Taken document.
     """
 
     version: Literal[1] = 1
@@ -173,7 +213,7 @@ class Manifest(StoredDocument):
     step: Count
     created_time: AwareDatetime = Field(default_factory=utc_now)
     world_size: Annotated[int, Field(ge=1)]
-    parts: Files
+    parts: Parts
     metrics: Annotated[dict[Text, float | None], Field(max_length=256)] = {}
     meta: Annotated[dict[Text, JsonValue], Field(max_length=256)] = {}
 
@@ -181,6 +221,25 @@ class Manifest(StoredDocument):
     def _names_are_unique(self) -> Self:
         _check_unique(self.parts)
         return self
+
+
+class NodeFiles(StoredDocument):
+    """What a node other than 0 has uploaded for one checkpoint; written after the files."""
+
+    version: Literal[1] = 1
+    files: Annotated[tuple[FileEntry, ...], Field(max_length=20_000)]
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        _check_unique(self.files)
+        return self
+
+
+class Removal(StoredDocument):
+    """The places that a prune is about to empty: from here on no checkpoint there counts."""
+
+    version: Literal[1] = 1
+    places: tuple[Place, ...]
 
 
 class Artifact(StoredDocument):
@@ -199,6 +258,6 @@ class Artifact(StoredDocument):
         return self
 
 
-def _check_unique(files: tuple[FileEntry, ...]) -> None:
+def _check_unique(files: Sequence[FileEntry]) -> None:
     if len({file.name for file in files}) != len(files):
         raise ValueError("a file is listed twice")

@@ -11,6 +11,7 @@ FinetuneError (finetune_api)
     │   └── ConditionalWriteUnsupported
     ├── OutputInUse                  another job owns the output
     ├── Superseded                   a newer attempt owns the output; this one has to end
+    ├── NodeFilesMissing             another node has not uploaded its files of a checkpoint
     └── CheckpointInvalid            stored bytes are not what their manifest says
 
 Messages say what happened, where and what to do. They hold error codes, addresses and key ids' names
@@ -85,6 +86,12 @@ class Superseded(StoreError):
     """A newer attempt has taken the output over: what this one writes no longer counts."""
 
     failure_class = "Stopped"
+
+
+class NodeFilesMissing(StoreError):
+    """Not every node uploaded its files of a checkpoint in time, so it was not committed."""
+
+    failure_class = "CollectiveFailed"
 
 
 class CheckpointInvalid(StoreError):

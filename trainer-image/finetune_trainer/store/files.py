@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune_trainer.store.documents import FileEntry, check_part_name
 from finetune_trainer.store.errors import CheckpointInvalid, ObjectNotFound, from_os_error
-from finetune_trainer.store.objects import ObjectStore, join_key
+from finetune_trainer.store.objects import ObjectStore
+
+AT_ONCE = 4
+"""How many files are on their way at the same time; large ones go in several parts at once besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +51,68 @@ def scan(folder: Path) -> tuple[LocalFile, ...]:
     return tuple(sorted(files, key=lambda file: file.entry.name))
 
 
-def upload(
-    store: ObjectStore,
-    prefix: str,
-    files: Iterable[LocalFile],
-    before_each: Callable[[], None] = lambda: None,
-) -> None:
-    """Put the files under prefix. Raises ValueError if one of them changed since it was hashed."""
-    for file in files:
-        before_each()
-        store.put(join_key(prefix, file.entry.name), file.path)
-        try:
-            status = file.path.stat()
-        except OSError as error:
-            raise from_os_error(error, "read", file.path) from error
-        if (status.st_size, status.st_mtime_ns) != (file.entry.size, file.modified):
-            raise ValueError(f"{file.path} changed while it was uploaded: write it elsewhere, then rename it")
-
-
-def download(store: ObjectStore, prefix: str, entries: Iterable[FileEntry], target: Path) -> None:
-    """Fetch the entries into target, which appears whole and checked, or not at all.
-
-    target must be absent or an empty folder. Raises CheckpointInvalid if a file is missing, cut or
-    altered, and DiskFull, StorageUnavailable and the like, which say nothing about what is stored.
-    """
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+def upload(store: ObjectStore, key: str, file: LocalFile) -> None:
+    """Put one file under key. Raises ValueError if it changed since it was hashed."""
+    store.put(key, file.path)
     try:
-        for entry in entries:
-            path = partial / entry.name
+        status = file.path.stat()
+    except OSError as error:
+        raise from_os_error(error, "read", file.path) from error
+    if (status.st_size, status.st_mtime_ns) != (file.entry.size, file.modified):
+        raise ValueError(f"{file.path} changed while it was uploaded: write it elsewhere, then rename it")
+
+
+def upload_all(store: ObjectStore, files: Iterable[tuple[str, LocalFile]]) -> None:
+    """Put the files under their keys, several at once. The first error ends it: no further file is begun."""
+    _each(partial(upload, store, key, file) for key, file in files)
+
+
+def download(store: ObjectStore, entries: Iterable[tuple[str, FileEntry]], target: Path) -> None:
+    """Fetch each entry from its key into target, which appears whole and checked, or not at all.
+
+    Several come at once; the first error ends it. target must be absent or an empty folder. Raises
+    CheckpointInvalid if a file is missing, cut or altered, and DiskFull, StorageUnavailable and the
+    like, which say nothing about what is stored.
+    """
+    unchecked = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+
+    def get(key: str, entry: FileEntry) -> None:
+        path = unchecked / entry.name
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            key = join_key(prefix, entry.name)
-            try:
-                store.download(key, path)
-            except ObjectNotFound:
-                raise CheckpointInvalid(f"{store.uri(key)} is missing") from None
-            _check(_entry(partial, path), entry, store.uri(key))
-        partial.rename(target)
+            store.download(key, path)
+            found = _entry(unchecked, path)
+        except ObjectNotFound:
+            raise CheckpointInvalid(f"{store.uri(key)} is missing") from None
+        except OSError as error:
+            raise from_os_error(error, "write", path) from error
+        _check(found, entry, store.uri(key))
+
+    try:
+        _each(partial(get, key, entry) for key, entry in entries)
+        unchecked.rename(target)
     except OSError as error:
         raise from_os_error(error, "write", target) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unchecked, ignore_errors=True)
+
+
+def _each(actions: Iterable[Callable[[], None]]) -> None:
+    """All actions, or none that begins after the first error; an error of those that had begun."""
+    failed = threading.Event()
+
+    def run(action: Callable[[], None]) -> None:
+        if not failed.is_set():
+            try:
+                action()
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="transfer") as pool:
+        futures = [pool.submit(run, action) for action in actions]
+    for future in futures:
+        future.result()
 
 
 def _check(found: FileEntry, expected: FileEntry, uri: str) -> None:

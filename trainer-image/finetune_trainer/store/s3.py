@@ -6,8 +6,9 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 from boto3.exceptions import Boto3Error, S3UploadFailedError
@@ -16,11 +17,14 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     SSLError,
 )
+from urllib3.exceptions import HTTPError
 
 from finetune_trainer.store.errors import (
     BucketNotFound,
@@ -37,6 +41,9 @@ from finetune_trainer.store.objects import CHUNK_BYTES, ObjectInfo, S3Settings
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
 PART_BYTES = 64 << 20
+TRIES = 6
+"""How often each request is sent at most, and each part of a large file: about 8 s of waiting in all."""
+LONGEST_WAIT_SECONDS = 20.0
 
 # XAdminUserNotFound is versitygw's word for an access key id that it does not know.
 _UNKNOWN_KEY = {"InvalidAccessKeyId", "XAdminUserNotFound", "InvalidClientTokenId"}
@@ -44,6 +51,8 @@ _BAD_TOKEN = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTo
 _WRONG_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
 _NO_OBJECT = {"NoSuchKey", "NoSuchVersion", "ObjectParentIsFile"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted"}
+_BUSY_STATUS = {429, 500, 502, 503, 504}
+_BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "RequestTimeout"}
 _CONDITION_TRIES = 6
 _STREAM_TRIES = 5
 _TRANSFER = TransferConfig(
@@ -52,18 +61,32 @@ _TRANSFER = TransferConfig(
     max_concurrency=4,
     preferred_transfer_client="classic",
 )
-_FAILURES = (BotoCoreError, ClientError, Boto3Error)
+_FAILURES = (BotoCoreError, ClientError, Boto3Error, HTTPError)
+T = TypeVar("T")
 
 
-def s3_client(settings: S3Settings, *, max_attempts: int = 5, read_timeout: float = READ_TIMEOUT_SECONDS) -> Any:
+def wait_seconds(tries: int, longest: float = LONGEST_WAIT_SECONDS) -> float:
+    """How long to wait after that many tries: on average twice as long each time, and never equally long in two places."""
+    return random.uniform(0, min(0.5 * 2 ** (min(tries, 30) - 1), longest))  # noqa: S311  # jitter needs no secrecy
+
+
+def s3_client(
+    settings: S3Settings,
+    *,
+    max_attempts: int = TRIES,
+    read_timeout: float = READ_TIMEOUT_SECONDS,
+    longest_wait: float = LONGEST_WAIT_SECONDS,
+) -> Any:
     """A boto3 S3 client with explicit timeouts (seconds) and at most max_attempts tries per request.
 
-    Each request's body is signed by its SHA-256, which every S3 server checks; the newer optional
-    checksum headers, which some servers refuse, are left out. Raises StorageMisconfigured.
+    A busy server (429, 5xx, SlowDown, RequestTimeout) and a broken connection are tried again. The SDK's own
+    retries are off: they take no 429, and all requests of a client share one allowance, which the parts of a few
+    large files use up. Each request's body is signed by its SHA-256, which every S3 server checks; the newer
+    optional checksum headers, which some servers refuse, are left out. Raises StorageMisconfigured.
     """
     path_style = settings.path_style if settings.path_style is not None else settings.endpoint is not None
     try:
-        return boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3",
             endpoint_url=settings.endpoint,
             region_name=settings.region or "us-east-1",
@@ -74,7 +97,7 @@ def s3_client(settings: S3Settings, *, max_attempts: int = 5, read_timeout: floa
             config=Config(
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 read_timeout=read_timeout,
-                retries={"mode": "standard", "total_max_attempts": max_attempts},
+                retries={"mode": "standard", "total_max_attempts": 1},
                 s3={"addressing_style": "path" if path_style else "auto", "payload_signing_enabled": True},
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
@@ -86,6 +109,20 @@ def s3_client(settings: S3Settings, *, max_attempts: int = 5, read_timeout: floa
             f"endpoint {settings.endpoint!r} or region {settings.region!r} cannot be used: {error}. "
             "Write storage.endpoint as http(s)://host[:port]."
         ) from None
+
+    def delay(attempts: int, response: Any, caught_exception: Exception | None, **_: Any) -> float | None:
+        again = attempts < max_attempts and _may_help(response, caught_exception)
+        return wait_seconds(attempts, longest_wait) if again else None
+
+    client.meta.events.register("needs-retry.s3", delay)
+    return client
+
+
+def _may_help(response: tuple[Any, dict[str, Any]] | None, error: Exception | None) -> bool:
+    if response is None:
+        return isinstance(error, ConnectionError | HTTPClientError)
+    answer, parsed = response
+    return answer.status_code in _BUSY_STATUS or parsed.get("Error", {}).get("Code") in _BUSY
 
 
 class S3Store:
@@ -116,9 +153,9 @@ class S3Store:
         """Store bytes or a file; files above 64 MiB go up in several parts at once."""
         try:
             if isinstance(data, bytes):
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data)
+                self._whole(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data))
             else:
-                self._client.upload_file(str(data), self._bucket, key, Config=_TRANSFER)
+                self._whole(lambda: self._client.upload_file(str(data), self._bucket, key, Config=_TRANSFER))
         except _FAILURES as error:
             raise self._typed(error, "write", key) from None
         except OSError as error:
@@ -128,7 +165,7 @@ class S3Store:
         """Store data if the key is free, by `If-None-Match: *`."""
         for number in range(_CONDITION_TRIES):
             try:
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                self._whole(lambda: self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*"))
                 return True
             except ClientError as error:
                 code = _code(error)
@@ -142,8 +179,8 @@ class S3Store:
                 if code not in _CONFLICT or number + 1 == _CONDITION_TRIES:
                     raise self._typed(error, "write", key) from None
                 # Another writer of this key is at work: whoever wins, the next try tells.
-                self._wait(number)
-            except BotoCoreError as error:
+                self._wait(number + 1)
+            except (BotoCoreError, HTTPError) as error:
                 raise self._typed(error, "write", key) from None
         raise AssertionError("unreachable")
 
@@ -161,7 +198,7 @@ class S3Store:
     def download(self, key: str, path: Path) -> None:
         """Write the object to path; large ones come in several ranges at once."""
         try:
-            self._client.download_file(self._bucket, key, str(path), Config=_TRANSFER)
+            self._whole(lambda: self._client.download_file(self._bucket, key, str(path), Config=_TRANSFER))
         except _FAILURES as error:
             raise self._typed(error, "read", key) from None
         except OSError as error:
@@ -176,7 +213,7 @@ class S3Store:
                 arguments: dict[str, str] = {} if position == 0 else {"Range": f"bytes={position}-"}
                 if etag is not None:
                     arguments["IfMatch"] = etag
-                answer = self._client.get_object(Bucket=self._bucket, Key=key, **arguments)
+                answer = self._whole(partial(self._client.get_object, Bucket=self._bucket, Key=key, **arguments))
                 body, etag = answer["Body"], answer["ETag"]
                 while chunk := body.read(CHUNK_BYTES):
                     position += len(chunk)
@@ -187,7 +224,7 @@ class S3Store:
                 if _code(error) == "InvalidRange":
                     return  # start is the object's end
                 raise self._typed(error, "read", key) from None
-            except BotoCoreError as error:
+            except (BotoCoreError, HTTPError) as error:
                 failures += 1
                 # A request that got no answer was retried by the client already; a broken body was not.
                 if body is None or failures == _STREAM_TRIES:
@@ -200,11 +237,13 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects below prefix, a page of 1,000 at a time."""
         try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            for page in pages:
+            token: dict[str, str] | None = {}
+            while token is not None:
+                page = self._whole(partial(self._client.list_objects_v2, Bucket=self._bucket, Prefix=prefix, **token))
                 for item in page.get("Contents", ()):
                     if not item["Key"].endswith("/"):  # some servers list folders as empty objects
                         yield ObjectInfo(item["Key"], item["Size"], item["ETag"].strip('"'))
+                token = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
         except _FAILURES as error:
             raise self._typed(error, "list", prefix) from None
 
@@ -219,13 +258,21 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Remove the object."""
         try:
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._whole(lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
         except _FAILURES as error:
             raise self._typed(error, "delete", key) from None
 
+    def _whole(self, send: Callable[[], T]) -> T:
+        """What send returns. An answer that breaks off is an error that the SDK neither types nor tries again."""
+        for tries in range(1, _STREAM_TRIES):
+            try:
+                return send()
+            except HTTPError:
+                self._wait(tries)
+        return send()
+
     def _wait(self, tries: int) -> None:
-        """Waits longer with each try, and not equally long in every process."""
-        self._sleep(random.uniform(0.05, 0.1) * 2**tries)  # noqa: S311  # jitter needs no secrecy
+        self._sleep(wait_seconds(tries))
 
     def _typed(self, error: Exception, action: str, key: str) -> StoreError:
         """The error to raise. The cause is never chained: its response echoes key ids and signatures."""
@@ -254,7 +301,7 @@ class S3Store:
             self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0")["Body"].close()
         except ClientError as named:
             return named
-        except BotoCoreError:
+        except (BotoCoreError, HTTPError):
             pass
         return error
 

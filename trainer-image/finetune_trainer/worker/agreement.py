@@ -25,6 +25,13 @@ class Agreement:
         bad = ~torch.isfinite(loss.detach())
         self._bad = bad if self._bad is None else self._bad | bad
 
+    def any_of(self, flag: bool, device: torch.device) -> bool:
+        """Whether flag is set on any rank; every rank calls it."""
+        found = torch.tensor(float(flag), device=device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(found)
+        return bool(found)
+
     def reach(self, *, stop: bool, save: bool, device: torch.device) -> None:
         """Join the views of all ranks; stop, save, non_finite and step_tokens hold the result."""
         bad = self._bad.double() if self._bad is not None else torch.zeros((), dtype=torch.float64, device=device)

@@ -20,6 +20,8 @@ class Carry:
     base: the fields of the untuned model's Measurement; None until it was made. best: [step, loss] of the evaluations
     with the lowest loss so far, the lowest first. waited: evaluations in a row that were no improvement; stopped_early:
     they were too many. tokens: input tokens trained on. train_seconds: time in training over all attempts.
+    skipped_steps: steps in a row up to now whose gradient was too large for FP16. step_records, epoch_records: what one
+    step and one epoch take; 0 until it is known.
     """
 
     base: dict[str, Any] | None = None
@@ -28,6 +30,9 @@ class Carry:
     stopped_early: bool = False
     tokens: int = 0
     train_seconds: float = 0.0
+    skipped_steps: int = 0
+    step_records: int = 0
+    epoch_records: int = 0
 
     @property
     def best_steps(self) -> list[int]:

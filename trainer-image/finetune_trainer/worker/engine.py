@@ -6,19 +6,20 @@ checked by a contract test against the pinned library:
 get_train_dataloader, create_scheduler, _load_optimizer_and_scheduler    before the first step
 get_batch_samples, _get_num_items_in_batch                               each optimizer step
 training_step, compute_loss, _clip_grad_norm                             each micro batch or step
-log, _save_checkpoint                                                    at a step's boundary
+log, _save_checkpoint, train                                             at a step's boundary, and at the end
 _evaluate, evaluation_loop, get_eval_dataloader                          evaluation
-_load_from_checkpoint, _init_training_state, _run_epoch,
-_issue_warnings_after_load                                               resume
+_load_from_checkpoint, _load_rng_state, _init_training_state,
+_run_epoch, _issue_warnings_after_load                                   resume
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,19 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune_api.failures import FinetuneError
-from finetune_trainer.worker import checkpoints, resume
+from finetune_api.guards import RollbackReason
+from finetune_trainer.agent.timekeeping import Activity
+from finetune_trainer.worker import resume
 from finetune_trainer.worker.agreement import Agreement
 from finetune_trainer.worker.batches import EpochLoader, Split
+from finetune_trainer.worker.checkpoints import Checkpoints, require_finite, trained_weights
+from finetune_trainer.worker.evaluate.best import keep_weights
 from finetune_trainer.worker.faults import Stopped
+from finetune_trainer.worker.guards import LossAlarm, lower_rates, set_rates
 from finetune_trainer.worker.objectives.base import Batch, Objective, Sums
 from finetune_trainer.worker.quantization import only_measured
 from finetune_trainer.worker.supervision import Supervision
-from finetune_trainer.worker.tuning.prompts import load_own_state, needs_own_state, save_own_state
+from finetune_trainer.worker.tuning.prompts import OWN_STATE, load_own_state, needs_own_state, own_state
 from finetune_trainer.worker.zero import assert_zero
 
 
@@ -59,12 +65,20 @@ class Engine(Trainer):
         self.objective = objective
         self.split = split
         self.agreement = Agreement()
+        self.save_is_optional = False
+        """Whether the next save may be left out if the one before is still being written."""
         self._saved_step = 0
         self._records = train
         self._held_out = validation
         with only_measured(kwargs["model"]) if supervision.total_steps == 0 else nullcontext():
             super().__init__(*args, train_dataset=train, eval_dataset=validation or None, **kwargs)
+        self.checkpoints = Checkpoints(Path(self.args.output_dir), supervision)
         objective.attach(self)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The library's training; at its end, whatever it is, no checkpoint is being written any more."""
+        with self.checkpoints.running():
+            return super().train(*args, **kwargs)
 
     # ---- before the first step
 
@@ -85,18 +99,21 @@ class Engine(Trainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The library's scheduler; proves on the way that ZeRO is in force where it was planned."""
+        """The library's scheduler with the guards' rates; proves that ZeRO is in force where it was planned."""
         if self.supervision.zero_stage > 0:
             assert_zero(self.accelerator._models[-1], self.supervision.zero_stage)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return super().create_scheduler(num_training_steps, optimizer)
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+        lower_rates(scheduler, self.supervision.guards)
+        return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The library's load, then the planned learning rate in place of the stored one, and the objective's state."""
+        """The library's load, then the rates of plan and guards in place of the stored ones, and the objective's state."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             resume.plan_learning_rate(self.optimizer, self.lr_scheduler, self.args.learning_rate)
+            set_rates(self.lr_scheduler)
             self.objective.load_state(Path(checkpoint))
 
     # ---- each optimizer step
@@ -105,7 +122,9 @@ class Engine(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Tensor]:
         """The step's micro batches, after the objective's roll-out, and their units over all ranks."""
+        self.supervision.heartbeat.doing(Activity.READING_DATA)
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.supervision.heartbeat.doing(Activity.STEPPING)
         if batches:
             try:
                 batches = self.objective.roll_out(self, batches)
@@ -120,7 +139,8 @@ class Engine(Trainer):
         counts = [int(self.objective.units(batch)) for batch in batch_samples]
         sums = torch.tensor([sum(counts), sum(map(bool, counts))], dtype=torch.float64, device=device)
         if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
+            with self.supervision.heartbeat.during(Activity.WAITING):
+                torch.distributed.all_reduce(sums)
         units, self._filled = sums.clamp(min=1)
         return units
 
@@ -170,26 +190,26 @@ class Engine(Trainer):
     def _agree(self) -> None:
         control = self.supervision
         minutes_are_up = control.ranks.is_main and control.save_policy.minutes_are_up()
-        self.agreement.reach(stop=control.stop_asked(), save=minutes_are_up, device=self.args.device)
+        with control.heartbeat.during(Activity.WAITING):
+            self.agreement.reach(stop=control.stop_asked(), save=minutes_are_up, device=self.args.device)
         control.carry.tokens += self.agreement.step_tokens
         if self.agreement.non_finite:
-            raise FinetuneError(
+            raise self._non_finite(
                 f"The loss of step {self.state.global_step + 1} is not finite; nothing of it was kept. Lower "
-                "hyperparameters.learningRate or look for broken records.",
-                failure_class="NonFiniteLoss",
-                field="spec.hyperparameters.learningRate",
+                "hyperparameters.learningRate or look for broken records."
             )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """The clipped gradient's norm; a non-finite one ends the run, but in FP16, where the scaler skips the step."""
         norm = super()._clip_grad_norm(model)
         if not self.args.fp16 and norm is not None and not math.isfinite(float(norm)):
-            raise FinetuneError(
-                f"The gradient of step {self.state.global_step + 1} is not finite. Lower hyperparameters.learningRate.",
-                failure_class="NonFiniteLoss",
-                field="spec.hyperparameters.learningRate",
+            raise self._non_finite(
+                f"The gradient of step {self.state.global_step + 1} is not finite. Lower hyperparameters.learningRate."
             )
         return norm
+
+    def _non_finite(self, message: str) -> LossAlarm:
+        return LossAlarm(message, reason=RollbackReason.NON_FINITE, onset_step=self.state.global_step + 1)
 
     # ---- at a step's boundary
 
@@ -201,27 +221,45 @@ class Engine(Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """A checkpoint in the library's layout, complete on disk before its marker; never one that is not finite."""
-        checkpoints.require_finite(self.model)
-        with self.supervision.heartbeat.long_phase():
-            super()._save_checkpoint(model, trial)
-            partial = checkpoints.partial_folder(Path(self.args.output_dir), self.state)
-            partial.mkdir(parents=True, exist_ok=True)  # the node's first rank may not have come so far
-            self.objective.save_state(partial)
-            if self.supervision.ranks.is_node_main and needs_own_state(self.model):
-                save_own_state(self.model, partial)
-            checkpoints.commit(Path(self.args.output_dir), self.state, self.supervision)
+        """A checkpoint in the library's layout, complete on disk before its marker; never one that is not finite.
+
+        Training waits for the copy to host memory only, and for the checkpoint before, where this one must not be left
+        out.
+        """
+        may_be_left_out, self.save_is_optional = self.save_is_optional, False
+        with self.supervision.heartbeat.during(Activity.SAVING), self.supervision.heartbeat.long_phase():
+            if may_be_left_out and self.agreement.any_of(self.checkpoints.is_writing(), self.args.device):
+                self.checkpoints.skip(self.state.global_step)
+                return
+            require_finite(self._trained_weights)
+            with self.checkpoints.taking(self.state, self._keep_if_best()) as (snapshot, folder):
+                super()._save_checkpoint(model, trial)
+                for name, tensors in self.objective.own_state().items():
+                    snapshot.hold_tensors(tensors, folder / name)
+                if self.supervision.ranks.is_main and needs_own_state(self.model):
+                    snapshot.hold_tensors(own_state(self.model), folder / OWN_STATE)
         self._saved_step = self.state.global_step
+
+    @cached_property
+    def _trained_weights(self) -> dict[str, nn.Parameter]:
+        return trained_weights(self.model)
+
+    def _keep_if_best(self) -> Callable[[Path], None] | None:
+        """The weights of the best step stay on the disk, whatever becomes of its checkpoint there."""
+        best = self.supervision.carry.best_steps[:1] == [self.state.global_step]
+        return partial(keep_weights, supervision=self.supervision) if best else None
 
     # ---- evaluation
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False) -> Any:
         """The evaluation of a step. One that a stop cuts off is caught up on resume, from the checkpoint made now."""
         try:
-            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            with self.supervision.heartbeat.during(Activity.EVALUATING):
+                return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         except Stopped:
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
+            self.save_is_optional = False
             return {}
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> EpochLoader:
@@ -275,6 +313,14 @@ class Engine(Trainer):
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The library's load; random states of their own where processes or GPUs are others than the checkpoint's."""
+        ranks = self.supervision.ranks
+        if checkpoint is None or resume.random_state_fits(Path(checkpoint), ranks):
+            super()._load_rng_state(checkpoint)
+        else:
+            resume.derive_random_state(self.args.seed, self.state.global_step, ranks.rank)
+
     def _init_training_state(
         self,
         max_steps: int,
@@ -283,10 +329,14 @@ class Engine(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
-        """Where to go on; a run that has made all its steps makes no more (the library would make one)."""
+        """Where to go on; a run that has made all its steps makes no more (the library would make one).
+
+        Evaluations come as often as this run plans; the library would keep the checkpoint's interval.
+        """
         epochs, steps = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        self.state.compute_steps(self.args, max_steps)
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else (epochs, steps)
 
     def _run_epoch(self, **arguments: Any) -> None:

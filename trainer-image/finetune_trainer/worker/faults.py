@@ -11,6 +11,7 @@ from pathlib import Path
 
 from finetune_api.failures import FinetuneError
 from finetune_trainer.agent.workdir import write_whole
+from finetune_trainer.worker.guards import LossAlarm
 
 _TRACEBACK_CHARACTERS = 4000
 _COLLECTIVE_WORDS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "process group")
@@ -24,12 +25,14 @@ class Stopped(FinetuneError):
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes into the error file."""
+    """What goes into the error file. onset_step, reason: of a LossAlarm."""
 
     failure_class: str
     message: str
     field: str | None
     traceback: str
+    onset_step: int | None = None
+    reason: str | None = None
 
     def write(self, path: Path) -> None:
         """The error file as the agent reads it."""
@@ -41,6 +44,8 @@ class Fault:
                     "message": self.message,
                     "field": self.field,
                     "traceback": self.traceback,
+                    "onsetStep": self.onset_step,
+                    "reason": self.reason,
                 }
             ),
         )
@@ -49,6 +54,8 @@ class Fault:
 def classify(error: BaseException) -> Fault:
     """The class and message of error; what the table does not know is Internal with the traceback's end."""
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_CHARACTERS:]
+    if isinstance(error, LossAlarm):
+        return Fault(error.failure_class, str(error), error.field, trace, error.onset_step, error.reason)
     if isinstance(error, FinetuneError):
         return Fault(error.failure_class, str(error), error.field, trace)
     name, message, field = _known(error)

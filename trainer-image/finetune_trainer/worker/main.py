@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     _take_over_process()
     try:
         run = _read(options.run_file)
-        heartbeat = Heartbeat(work.heartbeat(ranks.rank))
+        heartbeat = Heartbeat(work.heartbeat(ranks.rank), work.times if ranks.is_node_main else None)
         with heartbeat.long_phase():  # importing the libraries takes most of a small run
             from finetune_trainer.worker.train import train
         train(run, work, ranks, heartbeat, log)

@@ -1,4 +1,4 @@
-"""The progress file of rank 0, which the agent serves."""
+"""The progress file of each node's first rank, by which its agent knows stage and step. Node 0's is served."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _INTERVAL_SECONDS = 1.0
 
 
 class Progress:
-    """Writes progress.json at most once a second, and at once when the stage changes.
+    """Writes progress.json at most once a second, and at once a new stage and the first figures in it.
 
-    path None: this process keeps no progress (every rank but 0).
+    path None: this process keeps no progress (every rank but the node's first).
     """
 
     def __init__(self, path: Path | None, *, total_steps: int, resumed_from_step: int | None) -> None:
@@ -36,6 +36,8 @@ class Progress:
         """Enter stage; written at once."""
         self._document = self._document.model_copy(update={"stage": stage})
         self._write()
+        # The next figures are told at once: from the first step on the agent knows how long one takes.
+        self._last = 0.0
 
     def update(self, **fields: Any) -> None:
         """Take new values of ProgressDocument's fields; a value that is not finite is left out."""

@@ -25,7 +25,7 @@ def publish(engine: Any, run: RunFile, data: Encoded, outcome: Outcome) -> None:
         shutil.rmtree(work.artifact, ignore_errors=True)
         work.artifact.mkdir()
     if outcome.artifact != "report":
-        checkpoints.require_finite(engine.model)
+        checkpoints.require_finite(checkpoints.trained_weights(engine.model))
         _write_weights(engine, run, outcome)
     if engine.supervision.ranks.is_main:
         _write_report(work, run, data, outcome)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from finetune_api.guards import GuardState
 from finetune_api.runfile import RunFile
 from finetune_trainer.data import Encoded, HeldOutPrompt
 from finetune_trainer.worker.card import model_id
@@ -29,6 +30,7 @@ class Outcome:
 
     artifact: `adapter`, `model`, or `report` where nothing was trained. history: one entry per logged step or
     evaluation, over all attempts. step: the last one made; kept_step: the one that the artifact has the weights of.
+    guards: what they have changed on the way.
     """
 
     artifact: str
@@ -45,6 +47,7 @@ class Outcome:
     tokens: int
     train_seconds: float
     verdicts: tuple[Verdict, ...]
+    guards: GuardState
 
     @classmethod
     def of(cls, engine: Any, measurer: Measurer, base: Measurement, tuned: Measurement, kept_step: int) -> Outcome:
@@ -66,6 +69,7 @@ class Outcome:
             tokens=carry.tokens,
             train_seconds=carry.train_seconds,
             verdicts=judge(run.evaluation.require, tuned.metrics),
+            guards=engine.supervision.guards,
         )
 
     @property
@@ -127,6 +131,7 @@ def build_report(run: RunFile, data: Encoded, outcome: Outcome, artifact_bytes: 
         "data": data.stats.to_json(),
         "parameters": outcome.parameters,
         "training": None if evaluates_only(run) else _training(run, outcome),
+        "guards": _guards(run, outcome.guards),
         "evaluation": _evaluation(data, outcome),
         "answers": [
             {"prompt": asked.prompt, "reference": asked.reference, "base": base, "tuned": tuned}
@@ -163,6 +168,17 @@ def _training(run: RunFile, outcome: Outcome) -> dict[str, Any]:
         "flops": flops,
         "flopsFormula": FLOPS_FORMULA,
         "peakGpuMemoryGiB": peak_gpu_memory_gib(),
+    }
+
+
+def _guards(run: RunFile, guards: GuardState) -> dict[str, Any]:
+    """What the guards have changed: micro batch and accumulation in force, and each rollback."""
+    planned = run.hyperparameters
+    micro_batch, accumulation = guards.split(planned.micro_batch_size, planned.gradient_accumulation)
+    return {
+        "microBatchSize": micro_batch,
+        "gradientAccumulation": accumulation,
+        "rollbacks": [rollback.to_json() for rollback in guards.rollbacks],
     }
 
 

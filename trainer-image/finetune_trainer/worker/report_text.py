@@ -23,6 +23,7 @@ def render_report(report: Mapping[str, Any], curves: Sequence[tuple[str, str]]) 
         "## Parameters",
         _parameters(report["parameters"]),
         *_training(report["training"]),
+        *_guards(report["guards"], report["hyperparameters"]),
         *[f"Off: {field}, because {reason}." for field, reason in report["features"]["off"].items()],
         "## Data",
         _table(("What", "Value"), [(name, _cell(_plain(value))) for name, value in report["data"].items()]),
@@ -108,12 +109,16 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count:,} processes"
+
+
 def _training(training: Mapping[str, Any] | None) -> list[str]:
     if training is None:
         return []
     rows = [
         ("Steps", f"{training['steps']:,}"),
-        ("Records per step", f"{training['globalBatchSize']:,} on {training['processes']} processes"),
+        ("Records per step", f"{training['globalBatchSize']:,} on {_processes(training['processes'])}"),
         ("Tokens trained on", f"{training['tokens']:,}"),
         ("Time in training", f"{training['seconds']:,} s"),
         ("Tokens per second", _number(training["tokensPerSecond"])),
@@ -122,6 +127,31 @@ def _training(training: Mapping[str, Any] | None) -> list[str]:
     if training["peakGpuMemoryGiB"] is not None:
         rows.append(("Peak GPU memory of process 0", f"{training['peakGpuMemoryGiB']} GiB"))
     return ["## Training", _table(("What", "Value"), rows)]
+
+
+def _guards(guards: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """Only where a guard has changed something."""
+    texts = []
+    if guards["microBatchSize"] != planned["microBatchSize"]:
+        texts.append(
+            f"The GPU ran out of memory with the planned micro batch of {planned['microBatchSize']}: the run went on with "
+            f"{guards['microBatchSize']}, and gradients accumulated over {guards['gradientAccumulation']} passes. The "
+            "records of a step are the planned ones."
+        )
+    if guards["rollbacks"]:
+        rows = [
+            (
+                found["reason"],
+                *(f"{found[name]:,}" for name in ("onsetStep", "toStep", "untilStep")),
+                f"{found['factor']:g}",
+            )
+            for found in guards["rollbacks"]
+        ]
+        texts += [
+            "The loss went wrong, and the run went back to an earlier checkpoint with a lower learning rate:",
+            _table(("Reason", "Onset", "Back to, or before", "Lowered up to", "Of the planned rate"), rows),
+        ]
+    return ["## Guards", *texts] if texts else []
 
 
 def _lineage(lineage: Mapping[str, Any]) -> list[tuple[str, str]]:

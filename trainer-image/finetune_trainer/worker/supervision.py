@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from finetune_api.guards import GuardState
 from finetune_api.runfile import RunCheckpoint
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.worker.carry import Carry
@@ -47,6 +48,7 @@ class Supervision:
     carry: Carry
     total_steps: int
     zero_stage: int
+    guards: GuardState
 
     def stop_asked(self) -> bool:
         """Whether the agent asks this node to stop."""

@@ -10,7 +10,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from finetune_api.documents import Stage
 from finetune_api.failures import FinetuneError
+from finetune_api.job import Precision
 from finetune_api.runfile import RunFile
+from finetune_trainer.agent.timekeeping import Activity
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.data import Encoded, load_dataset
 from finetune_trainer.worker import resume
@@ -26,6 +28,7 @@ from finetune_trainer.worker.evaluate.names import check_evaluation
 from finetune_trainer.worker.experts import has_separate_experts
 from finetune_trainer.worker.faults import Stopped
 from finetune_trainer.worker.features import Features
+from finetune_trainer.worker.guards import LossGuard, in_force
 from finetune_trainer.worker.heartbeat import Heartbeat
 from finetune_trainer.worker.log import Log
 from finetune_trainer.worker.objectives import make_objective, objective_class
@@ -43,16 +46,19 @@ from finetune_trainer.worker.zero import check_zero
 def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: Log) -> None:
     """Train, evaluate and publish; raises FinetuneError, Stopped among them after a checkpoint."""
     disable_progress_bar()
+    planned, run = run, in_force(run, work.guards())
     check_run(run, ranks)
     supervision = supervise(run, work, ranks, heartbeat)
     restored = resume.resume_folder(work)
     if restored:
-        resume.require_state(restored, ranks, zero=run.hyperparameters.zero_stage > 0)
+        hp = run.hyperparameters
+        resume.require_state(restored, ranks, zero=hp.zero_stage > 0, scaled=hp.precision is Precision.FP16)
     with heartbeat.long_phase():
         supervision.progress.stage(Stage.LOADING)
         tokenizer = prepare_tokenizer(run, work)
         data = load_dataset(run, work.inputs, tokenizer, beat=lambda: read_on(supervision))
         data = arrange_packing(run, data, work.inputs, ranks)
+        resume.require_same_steps(supervision.carry, step_records=run.global_batch_size, epoch_records=len(data.train))
         announce(run, data, ranks, log)
         engine = build_engine(run, supervision, data, tokenizer)
     log.info("loaded", records=len(data.train), held_out=len(data.validation), **parameter_shares(engine.model))
@@ -62,15 +68,17 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
         engine.model_wrapped = engine.accelerator.prepare_model(engine.model, evaluation_mode=True)
         boundary_of(engine).measure_base()
     else:
+        heartbeat.doing(Activity.RESTORING if restored else Activity.LOADING)
         engine.train(resume_from_checkpoint=str(restored) if restored else None)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.EVALUATING)
+    heartbeat.doing(Activity.EVALUATING)
     outcome = measure(engine, run)
     leave_if_asked(engine)
     supervision.progress.stage(Stage.PUBLISHING)
+    heartbeat.doing(Activity.PUBLISHING)
     with heartbeat.long_phase():
-        publish(engine, run, data, outcome)
-    supervision.progress.stage(Stage.DONE)
+        publish(engine, planned, data, outcome)
     log.info("published", artifact=outcome.artifact, base_eval_loss=outcome.base_eval_loss, eval_loss=outcome.eval_loss)
 
 
@@ -85,14 +93,14 @@ def check_run(run: RunFile, ranks: Ranks) -> None:
 
 
 def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -> Supervision:
-    """Heartbeat, progress and what an earlier attempt left."""
+    """Heartbeat, progress, guards, and what an earlier attempt left."""
     for folder in (work.checkpoints, work.stop_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
     restored = resume.resume_folder(work)
     total = run.hyperparameters.total_steps
     resumed = resume.resumed_step(restored)
     progress = Progress(
-        work.state / "progress.json" if ranks.is_main else None,
+        work.state / "progress.json" if ranks.is_node_main else None,
         total_steps=total,
         resumed_from_step=resumed,
     )
@@ -105,6 +113,7 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         carry=Carry.load(restored) if restored else Carry(),
         total_steps=total,
         zero_stage=run.hyperparameters.zero_stage,
+        guards=work.guards(),
     )
     if restored and supervision.carry.best_steps[:1] == [resumed]:
         keep_weights(restored, supervision)
@@ -147,7 +156,7 @@ def build_engine(run: RunFile, supervision: Supervision, data: Encoded, tokenize
     # An expert without tokens gets no gradient; data parallelism would wait for it.
     arguments.ddp_find_unused_parameters = has_separate_experts(model)
     generator = Generator(run.evaluation.generation, tokenizer, run.hyperparameters.seed)
-    boundary = StepBoundary(Measurer(run, data, generator, tokenizer), BestPolicy.of(run))
+    boundary = StepBoundary(Measurer(run, data, generator, tokenizer), BestPolicy.of(run), LossGuard(run))
     engine = Engine(
         model=model,
         args=arguments,

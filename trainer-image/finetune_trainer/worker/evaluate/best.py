@@ -16,6 +16,7 @@ import torch
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.carry import Carry
+from finetune_trainer.worker.resume import refuse_pickles
 from finetune_trainer.worker.supervision import Supervision
 
 # What a plain checkpoint holds only to train on.
@@ -81,6 +82,8 @@ def take_best(engine: Any) -> bool:
             f"Step {best} was the best one, but its checkpoint is gone. Do not edit the checkpoints of a run.",
             failure_class="CheckpointInvalid",
         )
+    if folder.is_dir():
+        refuse_pickles(folder)
     if supervision.zero_stage > 0:
         from peft import PeftModel
         from transformers.integrations.deepspeed import deepspeed_load_checkpoint

@@ -97,11 +97,15 @@ class Objective(ABC):
         """How many optimizer steps in a row get the same batches from the loader."""
         return 1
 
-    def save_state(self, folder: Path) -> None:  # noqa: B027  # most objectives have nothing of their own
-        """Write what this rank needs to go on into a checkpoint's folder: safetensors only. Every rank calls it."""
+    def own_state(self) -> dict[str, dict[str, Tensor]]:
+        """What this rank needs to go on, beside the model: tensors by their names, by the name of a safetensors file.
+
+        Every rank calls it at each checkpoint.
+        """
+        return {}
 
     def load_state(self, folder: Path) -> None:  # noqa: B027
-        """Take up what save_state wrote, after the model's weights; raises CheckpointInvalid."""
+        """Take up what own_state gave, after the model's weights; raises CheckpointInvalid."""
 
     # ---- the loss
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError
@@ -21,6 +21,7 @@ from finetune_trainer.worker.objectives.policy import ReferencePolicy, as_bits, 
 from finetune_trainer.worker.objectives.rewards import Answer, Rewards
 from finetune_trainer.worker.objectives.sampling import Drawn, Sampler, seed_of
 from finetune_trainer.worker.padding import pad_arrays
+from finetune_trainer.worker.resume import processes_of
 
 _EVALUATION = 0
 _TRAINING = 1
@@ -162,17 +163,22 @@ class Online(Objective):
 
     # ---- checkpoints
 
-    def save_state(self, folder: Path) -> None:
+    def own_state(self) -> dict[str, dict[str, Tensor]]:
         """The completions in use, if the checkpoint lies between the steps that train on them."""
-        if self.engine.state.global_step % self.repeats:
-            tensors = {f"{k}/{name}": value for k, batch in enumerate(self.window) for name, value in batch.items()}
-            save_file({name: value.contiguous() for name, value in tensors.items()}, self._file(folder))
+        if self.engine.state.global_step % self.repeats == 0:
+            return {}
+        tensors = {f"{k}/{name}": value for k, batch in enumerate(self.window) for name, value in batch.items()}
+        return {self._file: {name: value.contiguous() for name, value in tensors.items()}}
 
     def load_state(self, folder: Path) -> None:
-        """The completions that the step after the checkpoint trains on; raises CheckpointInvalid without them."""
-        if self.engine.state.global_step % self.repeats == 0:
+        """The completions that the step after the checkpoint trains on; raises CheckpointInvalid without them.
+
+        Those of another number of processes are left: they are other prompts' than this rank's.
+        """
+        world_size = self.engine.supervision.ranks.world_size
+        if self.engine.state.global_step % self.repeats == 0 or processes_of(folder) != world_size:
             return
-        path = self._file(folder)
+        path = folder / self._file
         if not path.is_file():
             raise FinetuneError(
                 f"The restored checkpoint cannot be used: it lacks {path.name}.", failure_class="CheckpointInvalid"
@@ -183,8 +189,9 @@ class Online(Objective):
             found.setdefault(int(number), {})[key] = value
         self.window = [found[k] for k in sorted(found)]
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"completions-{self.engine.supervision.ranks.rank}.safetensors"
+    @property
+    def _file(self) -> str:
+        return f"completions-{self.engine.supervision.ranks.rank}.safetensors"
 
 
 def _texts(answers: Sequence[Answer]) -> Batch:

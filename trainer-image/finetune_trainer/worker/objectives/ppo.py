@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 
 from finetune_api.failures import FinetuneError
@@ -168,13 +168,14 @@ class Ppo(Online):
 
     # ---- checkpoints
 
-    def save_state(self, folder: Path) -> None:
+    def own_state(self) -> dict[str, dict[str, Tensor]]:
         """The completions in use, and the value head."""
-        super().save_state(folder)
+        files = super().own_state()
         with self._whole():
             if self.engine.supervision.ranks.is_main:
-                tensors = {name: p.detach().float().cpu().clone() for name, p in self.head_of_values.named_parameters()}
-                save_file(tensors, folder / VALUE_FILE)
+                head = self.head_of_values.named_parameters()
+                files[VALUE_FILE] = {name: p.detach().float().clone() for name, p in head}
+        return files
 
     def load_state(self, folder: Path) -> None:
         """Both again; raises CheckpointInvalid if one is missing or does not fit."""

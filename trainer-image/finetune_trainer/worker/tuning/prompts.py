@@ -9,15 +9,15 @@ from typing import Any
 
 from peft import PeftModel, PeftType
 from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Task
 from finetune_api.runfile import RunFile
 
-STATE = "trained.safetensors"
+OWN_STATE = "trained.safetensors"
 _WRAPPED = ".modules_to_save."
 
 
@@ -94,20 +94,20 @@ def needs_own_state(model: nn.Module) -> bool:
     return is_finished_only(model) or bool(loose_weights(model))
 
 
-def save_own_state(model: nn.Module, folder: Path) -> None:
-    """Write all that trains into a checkpoint; without it a resumed run would go on from another prompt."""
+def own_state(model: nn.Module) -> dict[str, Tensor]:
+    """All that trains, for the checkpoint; without it a resumed run would go on from another prompt."""
     assert isinstance(model, PeftModel)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}, folder / STATE)
+    return {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
 
 
 def load_own_state(model: nn.Module, folder: Path) -> None:
-    """Take up what save_own_state wrote; raises CheckpointInvalid if it does not fit."""
+    """Take up what own_state gave; raises CheckpointInvalid if it does not fit."""
     assert isinstance(model, PeftModel)
-    path, wanted = folder / STATE, _trained(model)
+    path, wanted = folder / OWN_STATE, _trained(model)
     stored = load_file(path) if path.is_file() else {}
     if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in wanted.items()}:
         raise FinetuneError(
-            f"The restored checkpoint cannot be used: its {STATE} does not fit the model.",
+            f"The restored checkpoint cannot be used: its {OWN_STATE} does not fit the model.",
             failure_class="CheckpointInvalid",
         )
     for name, parameter in wanted.items():
