@@ -129,7 +129,7 @@ def memory_limit(place: Place) -> Ending:
     return Ending(agent.finish(), agent.message.outcome, agent.message.message, agent.message.field)
 
 
-@scenario("storage-gone-at-the-start", "StorageUnavailable", None, "127.0.0.1:9")
+@scenario("storage-gone-at-the-start", "StorageUnavailable", "spec.storage", "127.0.0.1:9")
 def storage_gone(place: Place) -> Ending:
     run = place.runs()
     access = run.output.target.access.model_copy(update={"endpoint": "http://127.0.0.1:9", "region": "us-east-1"})

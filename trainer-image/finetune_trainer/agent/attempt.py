@@ -40,6 +40,8 @@ from finetune_trainer.agent.timekeeping import Phase, Timekeeper
 from finetune_trainer.agent.uploads import CheckpointPolicy, CheckpointUploader
 from finetune_trainer.agent.workdir import Result, WorkDir, write_whole
 from finetune_trainer.sources import Reach
+from finetune_trainer.sources.places import with_field
+from finetune_trainer.store.errors import StoreError
 from finetune_trainer.store.nodes import NodeUploader
 from finetune_trainer.store.objects import ObjectStore
 from finetune_trainer.store.writer import CheckpointWriter
@@ -120,7 +122,10 @@ class Attempt:
 
     def _begin(self, run: RunFile, store: ObjectStore, prefix: str) -> bool:
         """Claim, fence and restore on node 0; False if nothing is left to do."""
-        output_store.claim(store, prefix, run)
+        try:
+            output_store.claim(store, prefix, run)
+        except StoreError as error:
+            raise with_field(error, "output.uri") from None
         self._result = output_store.published_result(store, prefix, run)
         if self._result is not None:
             return False
