@@ -122,8 +122,8 @@ class LocalCluster:
                 image_loading.load(tag, node.runtime)
             yield second_node.NODE_NAME
         finally:
+            node.stop(table)  # first: a kubelet that runs brings its node back
             self.kubectl("delete", "node", second_node.NODE_NAME, "--ignore-not-found")
-            node.stop(table)
             node.clean()
 
     @contextmanager
