@@ -50,7 +50,8 @@ def test_a_refusal_by_preflight(cluster: LocalCluster, tenant: Tenant) -> None:
     text = describe(cluster, tenant, "CredentialsRejected")
     told = (
         f"{why}. Field: spec.credentials.secretName. What to do: {TABLE['CredentialsRejected'].hint.rstrip('.')}. "
-        "Retried automatically: no, it goes on once that is done. Runbook: docs/failures.md#credentialsrejected"
+        "Retried automatically: no. Once it is mended, edit the spec, or set spec.suspend to true and back to false, to "
+        "check again. Runbook: docs/failures.md#credentialsrejected"
     )
     assert f"Message: {told} " in text and told in events(text)
 
@@ -61,7 +62,7 @@ def test_a_fault_that_is_retried_until_its_bound(cluster: LocalCluster, tenant: 
     tenant.wait("faq", lambda status: status.get("failures") == 1)
     text = describe(cluster, tenant, "OutOfHostMemory")
     assert "was killed for using more memory than its limit. Retried automatically: yes, at " in events(text)
-    assert "this was failure 1, 3 are retried." in events(text)
+    assert "this was failure 1; OutOfHostMemory is retried at most 1×." in events(text)
     [pod] = tenant.running("faq", attempt=2)
     tenant.end(pod, "", 137, "OOMKilled")
     tenant.wait("faq", is_true("Failed"))

@@ -48,8 +48,9 @@ POOL = "kubectl describe gpupool POOL"
 SECRET_KEYS = "kubectl describe secret SECRET"  # the keys and their sizes, never their values
 
 MEND = (
-    "A job that is `Invalid` is mended in place: change what `status.failure.field` names and `kubectl apply` the file "
-    "again, and preflight starts anew. A planned run that failed is frozen: apply a copy of it under another name."
+    "A job that is `Invalid` is mended in place: change what `status.failure.field` names and `kubectl apply` the file, "
+    "and preflight starts anew. Where the mend is outside the file (a key, a record), set `spec.suspend` to true and back "
+    "to false instead. A planned run that failed is frozen: apply a copy of it under another name."
 )
 CLONE = (
     "A planned run is frozen: apply a copy of the job under another name. With the same `output.uri` and "

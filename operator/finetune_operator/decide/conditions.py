@@ -18,6 +18,8 @@ PENDING = "Pending"
 LONGEST_MESSAGE = 2000
 LONGEST_EVENT = 1000
 LONGEST_CAUSE = 500  # of an end's message, so that what follows it is not cut off in an event
+WAITED_FOR = ("ReferenceNotFound", "AdmissionDenied")
+"""The preflight pod waits for what is missing, and starts by itself once it is there."""
 FAILED_STATES = (State.FAILED, State.INVALID, State.CANCELLED)
 END_STATES = (*FAILED_STATES, State.SUCCEEDED)
 
@@ -124,10 +126,17 @@ def explain(failure: Failure, *, can_be_mended: bool) -> str:
         message.rstrip("."),
         f"Field: {failure.field}" if failure.field else "",
         f"What to do: {failure.hint.rstrip('.')}",
-        f"Retried automatically: {'no, it goes on once that is done' if can_be_mended else 'no'}",
+        f"Retried automatically: {_what_follows(failure) if can_be_mended else 'no'}",
         f"Runbook: {failure.runbook}",
     ]
     return ". ".join(part for part in parts if part)
+
+
+def _what_follows(failure: Failure) -> str:
+    """What starts an Invalid job's preflight again."""
+    if failure.failure_class in WAITED_FOR:
+        return "no, it goes on once that is done"
+    return "no. Once it is mended, edit the spec, or set spec.suspend to true and back to false, to check again"
 
 
 def _from_state(state: State, reason: str, message: str, failure: Failure | None) -> dict[ConditionType, Mark]:

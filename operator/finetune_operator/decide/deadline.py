@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus
-from finetune_operator.clock import parse_time
+from finetune_operator.clock import format_time, parse_time
 from finetune_operator.decide.draft import Draft
 
 
@@ -22,6 +24,13 @@ def seconds_left(draft: Draft) -> float | None:
         return None
     used = (draft.seen.now - parse_time(status.start_time)).total_seconds() - suspended_seconds(status, draft.now)
     return limit - used
+
+
+def end(draft: Draft) -> str:
+    """The moment of the deadline, as it stands now; only where seconds_left knows it."""
+    left = seconds_left(draft)
+    assert left is not None, "asked for where there is a deadline"
+    return format_time(draft.seen.now + timedelta(seconds=left + 0.5))  # rounded: it must not change by a fraction
 
 
 def message(draft: Draft) -> str:

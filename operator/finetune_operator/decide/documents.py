@@ -31,7 +31,9 @@ def read_termination(text: str) -> TerminationMessage | None:
         found = TerminationMessage.model_validate_json(text, strict=True)
     except ValidationError:
         return None
-    if found.outcome != SUCCEEDED and found.outcome not in TABLE:
+    # Only what a process of ours ends with: Cancelled or QuotaExceeded are not a pod's to tell.
+    row = TABLE.get(found.outcome)
+    if found.outcome != SUCCEEDED and (row is None or row.exit_code is None):
         return None
     field = clean(found.field) if found.field else None
     return found.model_copy(update={"message": clean(found.message), "field": field})

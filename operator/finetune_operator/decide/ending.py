@@ -62,7 +62,8 @@ def stop_cause(draft: Draft, current: Current) -> Cause:
     reason, failure = str(current.stop_reason), draft.seen.status.failure
     if reason not in ASKED_FOR and failure is not None and failure.failure_class == reason:
         return Cause(reason, failure.message, failure.field)
-    return Cause(reason, "")
+    # A release before this one may have begun the stop, with a class that is gone.
+    return Cause(reason if reason in TABLE or reason in ASKED_FOR else "Unknown", "")
 
 
 def could_not_start(draft: Draft, cause: Cause) -> None:
@@ -141,7 +142,8 @@ def _failed(draft: Draft, cause: Cause) -> None:
         message = f"{row.name} came {like_this} times and is retried at most {row.retries}×; the last: {cause.message}"
         _end(draft, Cause(row.name, message, cause.field))
     else:
-        _again(draft, cause, f"this was failure {failures}, {draft.max_failures} are retried", nth=failures)
+        bound = min(row.retries, draft.max_failures)
+        _again(draft, cause, f"this was failure {failures}; {row.name} is retried at most {bound}×", nth=failures)
 
 
 def _again(draft: Draft, cause: Cause, cost: str, *, nth: int) -> None:

@@ -6,6 +6,7 @@ import json
 
 from pydantic import ValidationError
 
+from finetune_api.digest import digest
 from finetune_api.failures import FinetuneError
 from finetune_api.planner import Planned, build_references, make_plan, unsupported
 from finetune_api.runfile import RunFile, RunJob
@@ -107,6 +108,7 @@ def _make(draft: Draft, trainer_image: str) -> Planned:
 def _adopt(draft: Draft, planned: Planned) -> None:
     chosen = planned.plan
     draft.set(plan=chosen, failure=None, failures=None, next_attempt_time=None)
+    draft.set(interruptions_without_checkpoint=None)  # those of preflight
     draft.mark(ConditionType.VALIDATED, TRUE, "PreflightPassed", _kept_message(draft))
     draft.mark(ConditionType.PLANNED, TRUE, "Planned", _summary(chosen))
     draft.be(State.QUEUED, f"planned on {chosen.pool}")
@@ -135,7 +137,10 @@ def _name(draft: Draft, planned: Planned) -> str:
 
 
 def _digest(text: str) -> str | None:
+    """Of the JSON as it is stored: a field that a later release adds has a default there and is no part of it."""
     try:
-        return RunFile.from_json(json.loads(text)).digest()
+        value = json.loads(text)
+        RunFile.from_json(value)
+        return digest(value)
     except (ValueError, ValidationError):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api import naming
-from finetune_api.failures import TABLE
+from finetune_api.failures import MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT, TABLE, Fault
 from finetune_api.planner import build_references, spec_digest
 from finetune_api.status import ConditionType, Preflight, State
 from finetune_operator.actions import Create, Delete, Release
@@ -168,12 +168,22 @@ def _take_result(draft: Draft, child: ChildJob, pod: PodView) -> None:
 
 def _count(draft: Draft, cause: Cause) -> None:
     """A preflight came to nothing: again later where that may help, else Invalid. An interruption is no failure."""
-    row = TABLE[cause.failure_class]
-    failures = (draft.seen.status.failures or 0) + row.counted
+    row, status = TABLE[cause.failure_class], draft.seen.status
+    failures = (status.failures or 0) + row.counted
+    in_vain = (status.interruptions_without_checkpoint or 0) + (not row.counted)
+    if row.fault == Fault.INTERRUPTION and in_vain >= MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT:
+        message = f"preflight was interrupted {in_vain} times in a row; the last: {cause.message}"
+        refuse(draft, Cause("NoProgress", message))
+        return
     if failures > min(row.retries, draft.max_failures):
         refuse(draft, cause)
         return
-    draft.set(failures=failures or None, next_attempt_time=after(draft.seen.now, draft.backoff(max(1, failures))))
+    wait = draft.backoff(max(1, failures, in_vain))
+    draft.set(
+        failures=failures or None,
+        interruptions_without_checkpoint=in_vain or None,
+        next_attempt_time=after(draft.seen.now, wait),
+    )
     draft.record_failure(cause.failure_class, cause.message, cause.field)
     draft.mark(ConditionType.VALIDATED, UNKNOWN, cause.failure_class, cause.message)
     draft.be(State.PREFLIGHT, f"preflight will be tried again: {cause.message}")

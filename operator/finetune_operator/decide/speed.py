@@ -13,6 +13,7 @@ from finetune_operator.decide import deadline
 from finetune_operator.decide.draft import Draft
 
 SLOWER = "SlowerThanPlanned"
+OWN_STEPS = 20
 SLOW_SHARE = 0.5
 GOOD_SHARE = 0.6
 GOOD_MARGIN = 0.9  # the estimate may take this share of what is left before the warning ends
@@ -23,6 +24,8 @@ def why_slow(draft: Draft, current: Current) -> str | None:
     progress = draft.seen.status.progress
     if progress is None or progress.attempt != current.number or progress.stage != Stage.TRAINING.value:
         return None
+    if progress.step - (progress.resumed_from_step or 0) < OWN_STEPS:
+        return None  # both figures are means since the start, and first steps are slow
     training = draft.seen.status.condition(ConditionType.TRAINING)
     told = training is not None and training.reason == SLOWER
     return _late(draft, progress, told=told) or _slow(draft, progress, told=told)
@@ -32,9 +35,10 @@ def _late(draft: Draft, progress: Progress, *, told: bool) -> str | None:
     left = deadline.seconds_left(draft)
     if left is None or progress.eta_seconds is None or progress.eta_seconds <= left * (GOOD_MARGIN if told else 1.0):
         return None
+    # A moment and not what is left until it: the text must not change while nothing else does.
     return (
-        f"the training needs about {progress.eta_seconds} s more, and {max(0, round(left))} s are left of "
-        "spec.deadlineSeconds; raise it while the job runs, or the job ends with DeadlineExceeded"
+        f"the training needs about {progress.eta_seconds} s more, and spec.deadlineSeconds ends at "
+        f"{deadline.end(draft)}; raise it while the job runs, or the job ends with DeadlineExceeded"
     )
 
 

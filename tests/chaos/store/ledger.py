@@ -120,6 +120,10 @@ class Ledger:
         path = self._manifest_path(place)
         if path in self._late or path in self.damaged:
             return
+        if not path.is_file():  # a prune of the attempt before may still have been at work
+            if not any(place in places for places in self._may_go.values()):
+                raise Violation("lost", f"{place} was skipped, and its manifest is gone")
+            return
         manifest = Manifest.parse(path.read_bytes(), str(path))
         self._manifests.setdefault(place, manifest)
         if self.damaged.isdisjoint(self.keys(place)):

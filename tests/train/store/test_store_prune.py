@@ -29,6 +29,18 @@ def test_pruning_keeps_the_newest_the_named_and_the_one_resumed_from(run: Run) -
     assert start.resumed is not None and start.resumed.step == 70 and start.skipped == ()
 
 
+def test_the_best_step_of_a_kept_checkpoint_is_kept_too(run: Run) -> None:
+    """A run that goes on from the one before the newest asks for the best step that this one knows of."""
+    _, writer, _ = run.start()
+    for step, best in ((10, 10), (20, 10), (30, 30), (40, 30)):
+        writer.commit(step, run.saved(step), world_size=1, meta={"best": [best]})
+    assert writer.prune(keep_last=1, keep_steps={30}, keep_back=20) == ()
+    assert steps(run.place) == [40, 30, 20, 10], "20 is far enough back, and its best is 10"
+    writer.commit(50, run.saved(50), world_size=1, meta={"best": [50]})
+    assert writer.prune(keep_last=1, keep_steps={50}, keep_back=20) == (10, 20)
+    assert steps(run.place) == [50, 40, 30]
+
+
 def test_a_rollback_to_before_what_is_left_is_a_fresh_start_not_damage(run: Run) -> None:
     committed(run, 10, 20, 30)
     _, writer, _ = run.start(attempt=2)

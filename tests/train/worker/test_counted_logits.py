@@ -7,8 +7,10 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from finetune_api.job import Task
 from finetune_trainer.worker.loss import IGNORED, counted_logits, next_token_loss_sum, shifted
 from finetune_trainer.worker.objectives.distillation import Asked
+from finetune_trainer.worker.tuning.prompts import keep_length
 from tests.train.models import tiny_model
 
 LABELS = torch.tensor([[IGNORED, IGNORED, 7, 8, 9], [IGNORED, 5, 6, IGNORED, IGNORED]])
@@ -37,7 +39,7 @@ def check(model: torch.nn.Module) -> None:
 def test_the_output_layer_sees_the_labelled_places_alone(model):
     seen = rows_seen(model)
     counted_logits(model, INPUTS, shifted(LABELS))
-    assert [shape[:2] for shape in seen] == [(1, 5)]
+    assert [shape[:2] for shape in seen] == [(5, 1)]
     check(model)
 
 
@@ -55,7 +57,14 @@ def test_an_adapted_or_copied_output_layer_gives_the_same(model):
 
 
 def test_a_soft_prompt_is_left_out(model):
-    check(get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval())
+    prompted = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    check(prompted)
+    keep_length(prompted, Task.CAUSAL_LM)
+    check(prompted)
+    every = shifted(INPUTS["input_ids"])  # more places in all than one row is long
+    logits, targets, _ = counted_logits(prompted, INPUTS, every)
+    assert len(logits) == len(targets) == 8
+    torch.testing.assert_close(logits, prompted(**INPUTS).logits[:, :-1].reshape(8, -1), rtol=1e-6, atol=1e-6)
 
 
 def test_no_labelled_place_gives_a_loss_of_zero_with_a_gradient(model):

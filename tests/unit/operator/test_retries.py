@@ -270,5 +270,5 @@ def test_a_retry_is_told_with_its_time_and_its_cost() -> None:
     message = told(world.job.status, ConditionType.QUEUED)
     assert message == (
         f"it was Hang. Retried automatically: yes, at {world.job.status.next_attempt_time}; "
-        "this was failure 1, 3 are retried."
+        "this was failure 1; Hang is retried at most 3×."
     )

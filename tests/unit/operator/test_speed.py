@@ -48,7 +48,7 @@ def test_an_estimate_beyond_the_deadline_is_told(eta: int | None, reason: str) -
 
 def test_the_warning_names_both_times_and_the_field() -> None:
     _, message = training(decided(deadline=3600, eta_seconds=5000))
-    assert "needs about 5000 s more, and 3000 s are left of spec.deadlineSeconds" in message
+    assert "needs about 5000 s more, and spec.deadlineSeconds ends at 2026-11-22T13:00:00Z" in message
     assert "raise it while the job runs" in message
 
 

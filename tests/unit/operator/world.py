@@ -236,7 +236,9 @@ class World:
             code = 0 if outcome == "Succeeded" else TABLE[outcome].exit_code or 143
             disruption = "EvictionByEvictionAPI" if outcome == "Evicted" else None
             said = {"message": f"it was {outcome}", **self.words}
-            message = TerminationMessage(outcome=outcome, **said).encode().decode()
+            row = TABLE.get(outcome)
+            last_word = "Stopped" if row is not None and row.exit_code is None else outcome  # what an agent can say
+            message = TerminationMessage(outcome=last_word, **said).encode().decode()
         for pod in pods:
             self.pods[pod.uid] = replace(
                 pod,

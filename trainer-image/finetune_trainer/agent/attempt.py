@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from finetune_api.documents import Stage
@@ -272,6 +273,8 @@ class Attempt:
             return end
         store, prefix = self._output
         deadline = time.monotonic() + _LOG_SECONDS
+        if self._stop.time is not None:  # the last words are worth more than the logs
+            deadline = min(deadline, self._stop.time + self._settings.stop_seconds)
         try:
             address = run_until(
                 lambda: time.monotonic() > deadline,
@@ -280,7 +283,7 @@ class Attempt:
         except (OutOfTime, FinetuneError, OSError) as error:
             self._log.warning("logs not kept", error=str(error) or f"not stored within {_LOG_SECONDS:g} s")
             return end
-        return with_address(end, address)
+        return with_address(replace(end, message=self._redactor.text(end.message)), address)
 
     def _tell(self, end: End) -> None:
         document, result = self._board.document, self._result

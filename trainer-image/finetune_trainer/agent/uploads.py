@@ -13,7 +13,7 @@ from finetune_trainer.agent.progress import ProgressBoard
 from finetune_trainer.agent.serving import StartBoard
 from finetune_trainer.agent.workdir import ReadyCheckpoint, WorkDir, delete_checkpoint
 from finetune_trainer.store.errors import NodeFilesMissing, Superseded
-from finetune_trainer.store.writer import CheckpointWriter
+from finetune_trainer.store.writer import BEST, CheckpointWriter
 
 _SCAN_SECONDS = 0.2
 _RETRY_SECONDS = 15.0
@@ -148,7 +148,7 @@ class CheckpointUploader(threading.Thread):
                 newest.step,
                 newest.folder,
                 world_size=self._policy.world_size,
-                meta={"runDigest": self._policy.run_digest},
+                meta={"runDigest": self._policy.run_digest, BEST: list(newest.best)},
                 metrics=_numbers(newest.metrics),
                 nodes=self._policy.nodes,
                 wait_seconds=self._policy.nodes_seconds,

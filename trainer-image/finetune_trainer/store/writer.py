@@ -35,6 +35,10 @@ Stored = Mapping[tuple[int, int], Mapping[str, int]]
 """The sizes of all files below `checkpoints/`, by fence and step."""
 
 
+BEST = "best"
+"""In a manifest's meta: the steps with the lowest evaluation loss up to this one, the lowest first."""
+
+
 class CheckpointWriter:
     """Commits for one attempt, synchronously. One per fence; its methods take turns between threads."""
 
@@ -155,12 +159,12 @@ class CheckpointWriter:
     def prune(self, keep_last: int, keep_steps: Collection[int] = (), keep_back: int = 0) -> tuple[int, ...]:
         """Remove all but the newest keep_last whole checkpoints; returns the removed steps, ascending.
 
-        Also kept: keep_steps, the one that this attempt resumed from, and for each rollback that is not yet passed
-        the one that it goes back to. With keep_back, for rollbacks to come: the newest of those that are keep_back
-        steps older than the newest, and the oldest one after it, which takes its place in time. Files that a kept
-        checkpoint shares stay. Left-overs of uploads that never ended, and what older fences wrote in vain, go too.
-        Nothing is removed unless a whole checkpoint is kept. Whole means here that all parts are there in full
-        length. Raises Superseded.
+        Also kept: keep_steps, the best one that any kept checkpoint names (meta `best`), the one that this attempt
+        resumed from, and for each rollback that is not yet passed the one that it goes back to. With keep_back, for
+        rollbacks to come: the newest of those that are keep_back steps older than the newest, and the oldest one after
+        it, which takes its place in time. Files that a kept checkpoint shares stay. Left-overs of uploads that never
+        ended, and what older fences wrote in vain, go too. Nothing is removed unless a whole checkpoint is kept. Whole
+        means here that all parts are there in full length. Raises Superseded.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but the newest checkpoint stays: use 1 or more")
@@ -173,6 +177,7 @@ class CheckpointWriter:
             if not whole:
                 return ()
             kept = self._kept(whole, keep_last, keep_steps) | far_back(whole, keep_back)
+            kept |= _named_as_best(kept, manifests, whole)
             if self._source not in kept:
                 self._source = None
             newest = max(refs[0].step, self._newest or 0)
@@ -254,6 +259,16 @@ def far_back(whole: list[CheckpointRef], steps: int) -> set[CheckpointRef]:
     far = [ref for ref in whole if ref.step <= limit]
     near = [ref for ref in whole if ref.step > limit]
     return {*far[:1], *near[-1:]}
+
+
+def _named_as_best(
+    kept: Collection[CheckpointRef], manifests: Mapping[CheckpointRef, Manifest], whole: Collection[CheckpointRef]
+) -> set[CheckpointRef]:
+    """The best steps that the kept ones know of: a run that goes on from one of them asks for its best one."""
+    steps = {
+        best[0] for ref in kept if ref in manifests and isinstance(best := manifests[ref].meta.get(BEST), list) and best
+    }
+    return {ref for ref in whole if ref.step in steps}
 
 
 def _part(entry: FileEntry) -> Part:

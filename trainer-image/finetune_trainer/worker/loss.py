@@ -52,14 +52,17 @@ def counted_logits(model: nn.Module, inputs: Mapping[str, Any], targets: Tensor)
 
 
 def _chosen(given: tuple[Any, ...], counted: Tensor) -> tuple[Any, ...] | None:
-    """The hidden states [1, n, width] that count, in place of [batch, length, width]."""
+    """The hidden states [n, 1, width] that count, in place of [batch, length, width].
+
+    One place a row: whoever looks at the length, as a soft prompt's does, has nothing to cut off.
+    """
     hidden = given[0] if given else None
     if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[0] != counted.shape[0]:
         return None
     virtual = hidden.shape[1] - counted.shape[1]  # a soft prompt's places in front of the text
     if virtual < 0:
         return None
-    return (hidden[:, virtual:][counted].unsqueeze(0), *given[1:])
+    return (hidden[:, virtual:][counted].unsqueeze(1), *given[1:])
 
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
