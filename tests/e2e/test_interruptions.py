@@ -10,6 +10,8 @@ from hack.stand import OPERATOR_NAMESPACE
 from tests.e2e.conftest import Tenant, condition
 
 LONG = {"maxSteps": 400, "globalBatchSize": 4, "learningRate": 0.0005}
+# Not at its end before the suspension reaches the pod, on a quick machine either.
+LONGER = {**LONG, "maxSteps": 2500}
 
 
 def _training(status: dict[str, Any]) -> bool:
@@ -37,7 +39,7 @@ def test_a_killed_operator_comes_back_and_the_run_goes_on_without_a_second_job(t
 
 
 def test_suspend_saves_a_checkpoint_and_resume_goes_on_from_it(tenant: Tenant) -> None:
-    job = tenant.job("pausing", hyperparameters=LONG)
+    job = tenant.job("pausing", hyperparameters=LONGER)
     tenant.apply(job)
     tenant.until("pausing", "training", _training, 120)
     job["spec"]["suspend"] = True
