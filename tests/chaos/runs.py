@@ -20,7 +20,7 @@ from finetune_api.runfile import RunFile
 from tests.chaos import journal
 from tests.chaos.zygote import SOCKET_VARIABLE, Zygote
 from tests.cluster.s3 import S3Server
-from tests.train.agent.runs import Agent, run_file
+from tests.train.agent.runs import PATIENCE_SECONDS, Agent, run_file
 from tests.train.methods.case import merged
 from tests.train.worker.runs import records, run_document
 
@@ -43,6 +43,7 @@ class Cloud:
     zygote: Zygote
     folder: Path
     steps: int
+    attempts: list[Attempt] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -108,7 +109,14 @@ class Cloud:
             module="tests.chaos.worker" if plain else "tests.chaos.relay",
             arguments=("--stop-budget", str(STOP_SECONDS)),
         )
-        return Attempt(agent)
+        self.attempts.append(Attempt(agent))
+        return self.attempts[-1]
+
+    def end(self) -> None:
+        """No agent outlives the place, whatever an assertion said."""
+        for attempt in self.attempts:
+            if attempt.agent.process is not None and not attempt.ended:
+                attempt.kill()
 
     def outcome(self, run: RunFile) -> Outcome:
         """What the finished run published."""
@@ -189,9 +197,11 @@ class Attempt:
 
     def wait_for(self, condition: Callable[[], Any]) -> bool:
         """True once condition holds, False if the attempt ends before."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.ended:
             if condition():
                 return True
+            assert time.monotonic() < deadline, f"waited too long:\n{self.agent.out}\n{self.agent.err}"
             time.sleep(0.01)
         return False
 
@@ -227,4 +237,8 @@ def cloud(folder: Path, steps: int = STEPS) -> Iterator[Cloud]:
             client.upload_file(str(path), BUCKET, f"base/{path.name}")
         rows = "".join(json.dumps(row) + "\n" for row in records(30))
         client.put_object(Bucket=BUCKET, Key="train.jsonl", Body=rows.encode())
-        yield Cloud(server, zygote, folder, steps)
+        place = Cloud(server, zygote, folder, steps)
+        try:
+            yield place
+        finally:
+            place.end()
