@@ -81,7 +81,7 @@ class StepBoundary(TrainerCallback):
         self._lap = now
         needed = agreement.stop or state.global_step >= supervision.total_steps
         due = agreement.save or supervision.save_policy.step_is_due(state.global_step)
-        control.should_save, self.engine.save_is_optional = needed or due, not needed
+        control.should_save, self.engine.save_is_optional = needed or due, due and not needed
         if agreement.stop:
             control.should_training_stop = True
             control.should_evaluate = False

@@ -130,7 +130,6 @@ class Engine(Trainer):
                 batches = self.objective.roll_out(self, batches)
             except Stopped:
                 if self.state.global_step not in (self._saved_step, self._initial_global_step):
-                    self.save_is_optional = False  # nothing follows that could save it
                     self._save_checkpoint(self.model)
                 raise
         return batches, self._get_num_items_in_batch(batches, device)

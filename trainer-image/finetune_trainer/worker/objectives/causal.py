@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.data.kinds import EncodedPacked
 from finetune_trainer.worker.loading import PRECISIONS
-from finetune_trainer.worker.loss import counted_logits, counted_tokens, shifted
+from finetune_trainer.worker.loss import counted_logits, counted_tokens, shifted, token_sums
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.packing import model_inputs, packed_batch, packed_tokens
 from finetune_trainer.worker.padding import pad_sequences
@@ -55,7 +54,4 @@ class CausalSupervised(Objective):
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
         """loss and tokenAccuracy, both for each token in the loss."""
         logits, targets, _ = counted_logits(model, model_inputs(batch), shifted(batch["labels"]))
-        tokens = self.units(batch).double()
-        loss = cross_entropy(logits, targets, reduction="sum").double()
-        right = (logits.argmax(-1) == targets).sum().double()
-        return {"loss": torch.stack([loss, tokens]), "tokenAccuracy": torch.stack([right, tokens])}
+        return token_sums(logits, targets)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune_trainer.data import EncodedExample
 from finetune_trainer.worker.heads import MASKED_HEAD
-from finetune_trainer.worker.loss import IGNORED, counted_logits
+from finetune_trainer.worker.loss import IGNORED, counted_logits, token_sums
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.padding import pad_arrays
 
@@ -43,11 +42,7 @@ class MaskedText(Objective):
 
     def measure(self, model: nn.Module, batch: Batch) -> Sums:
         """loss and tokenAccuracy, both for each hidden token."""
-        logits, wanted = hidden_tokens(model, batch)
-        tokens = self.units(batch).double()
-        loss = functional.cross_entropy(logits, wanted, reduction="sum").double()
-        right = (logits.argmax(-1) == wanted).sum().double()
-        return {"loss": torch.stack([loss, tokens]), "tokenAccuracy": torch.stack([right, tokens])}
+        return token_sums(*hidden_tokens(model, batch))
 
 
 def hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
