@@ -202,12 +202,13 @@ def failures() -> str:
         "Every failure of a job has one class of this table. The class is the reason of the condition, the reason of "
         "the event and `status.failure.class`, and `status.failure.runbook` points to its section here. "
         "`status.failure.message` says what happened and where, `status.failure.field` which field to change.\n",
-        "A failed attempt that may be retried is repeated after a pause that doubles each time, as often as its class "
-        f"says and at most `spec.retry.maxFailures` times in all ({DEFAULT_MAX_FAILURES} when absent). Interruptions and "
-        "waiting for room do not count; "
+        "A failed attempt that may be retried is repeated after a pause that doubles each time, from 10 seconds to 10 "
+        f"minutes, as often as its class says and at most `spec.retry.maxFailures` times in all ({DEFAULT_MAX_FAILURES} "
+        "when absent). Interruptions and waiting for room do not count; "
         f"{MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT} interruptions in a row without a new checkpoint end the job with "
         "[NoProgress](#noprogress).\n",
-        "Before the run is planned, the same classes tell what preflight found: the state is then `Invalid`, and "
+        "Before the run is planned, the same classes tell what preflight found. What another try may mend is tried again, "
+        "by the same rules and with counts of its own, which end with the plan; otherwise the state is `Invalid`, and "
         "mending the field in place starts preflight again.\n",
         "In the commands NAME is the job; add `-n NAMESPACE` where it is not your current one. POD, NODE, POOL and "
         "SECRET stand for what the message names. The pods of the last attempt stay until the next one starts.\n",

@@ -12,7 +12,10 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class TimeSpent(Tolerant):
-    """Where an attempt's time went so far, in whole seconds, by the first node's clock."""
+    """Where an attempt's time went so far, in whole seconds, by the first node's clock.
+
+    The parts are those of documents.Spent, which says what belongs to which.
+    """
 
     start_seconds: int = 0
     """Fetching inputs, loading model and data."""

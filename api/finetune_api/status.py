@@ -279,7 +279,9 @@ class FineTuneJobStatus(Tolerant):
     current: Current | None = None
     """The attempt that is under way."""
     failures: int | None = None
-    """Failed attempts so far."""
+    """Failed attempts so far; before the plan, failed preflights of this generation."""
+    preflight_failures: dict[str, int] = {}
+    """The failed preflights of this generation by row of the failure table; empty once the run is planned."""
     interruptions: int | None = None
     """Interrupted attempts so far."""
     interruptions_without_checkpoint: int | None = None

@@ -205,6 +205,13 @@ RULES: tuple[Rule, ...] = (
         tuning=(_T.FULL,),
         zero_stage=(3,),
     ),
+    Rule(
+        "hyperparameters.zeroStage",
+        "DeepSpeed cannot follow IA3 through KTO's reference under stage 3; choose 0 or 2, or tuning.type LoRA",
+        objective=(_O.KTO,),
+        tuning=(_T.IA3,),
+        zero_stage=(3,),
+    ),
     # precision
     Rule(
         "hyperparameters.precision",

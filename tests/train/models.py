@@ -20,7 +20,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 MASK = "<mask>"
-ENCODERS = ("bert",)
+ENCODERS = ("bert", "modernbert")
 SEQ2SEQ = ("t5", "switch_transformers")
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "switch_transformers")
 FAMILIES = (
@@ -37,6 +37,7 @@ FAMILIES = (
     "qwen2_moe",
     "qwen3_moe",
     "bert",
+    "modernbert",
     "t5",
     "switch_transformers",
 )
@@ -203,6 +204,7 @@ def _config(
         "qwen2_moe": {**grouped, **experts, "num_experts": 4},
         "qwen3_moe": {**grouped, **experts, "num_experts": 4, "head_dim": width // 2},
         "bert": {**plain, "type_vocab_size": 2},
+        "modernbert": {**plain, "cls_token_id": 0, "sep_token_id": 1},
         "t5": t5,
         "switch_transformers": {
             **t5,

@@ -1,8 +1,8 @@
 """A first, rough size rule: peak GPU memory of one process from the model's shape.
 
 Bytes per parameter follow mixed-precision training with fp32 master weights: 4 weights + 4 gradients + 8 Adam states.
-The activation figures are the usual per-layer counts of a decoder with a fused attention kernel (34 · hidden bytes per
-token and layer in 16 bit, Korthikanti et al. 2022, without the attention matrix).
+Activations are counted as what autograd keeps of a decoder's block with a fused attention kernel (the way of counting
+is that of Korthikanti et al. 2022). docs/planning.md names each term and compares the sum with published measurements.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ _EIGHT_BIT = (
     Optimizer.PAGED_ADAMW_8BIT,
     Optimizer.LION_8BIT,
     Optimizer.PAGED_LION_8BIT,
+)
+# Model types whose feed-forward has no gate; any other is taken to have one, which keeps more.
+_UNGATED = frozenset(
+    {
+        *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta"),
+        *("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "mpt", "opt", "phi"),
+        *("starcoder2", "xlm-roberta"),
+    }
 )
 _WRITERS = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.MASKED_LM)
 
@@ -43,6 +51,7 @@ class Shape:
     zero_stage: int
     on_cpu: bool
     quantization: QuantizationType | None = None
+    double_quant: bool = True
     task: Task = Task.CAUSAL_LM
     master_weights: MasterWeights = MasterWeights.FP32
     sequences: int = 1
@@ -51,6 +60,7 @@ class Shape:
     projection: bool = False
     reference: bool = False
     further_bytes: int = 0
+    adapted_share: float = 1.0
 
 
 def estimate(model: ModelFacts, shape: Shape) -> MemoryEstimate:
@@ -79,8 +89,9 @@ def _weight_bytes(model: ModelFacts, shape: Shape) -> float:
     sharded = shape.world_size if shape.zero_stage == 3 else 1
     if shape.quantization is not None:
         embedding = min(model.parameters, 2 * model.vocabulary_size * model.hidden_size)
-        # 4 bits, and 0.127 bits of doubly quantised constants (Dettmers et al. 2023); embeddings stay in 16 bit
-        bits = 8.0 if shape.quantization == QuantizationType.INT8 else 4.127
+        # 4 bits, and a constant of 32 bits for 64 weights, or 0.127 bits where the constants are quantised too
+        # (Dettmers et al. 2023); embeddings and the output layer stay in 16 bit
+        bits = 8.0 if shape.quantization == QuantizationType.INT8 else 4.127 if shape.double_quant else 4.5
         return (model.parameters - embedding) * (bits / 8) + 2 * embedding
     if model.quantization is not None:
         return float(model.weight_bytes)
@@ -118,13 +129,13 @@ def _adapter_parameters(model: ModelFacts, shape: Shape) -> int:
         prefix = shape.virtual_tokens * layers * 2 * width
         return prefix if not shape.projection else width * width + width * layers * 2 * width
     # every linear layer of a decoder block: about 18 · hidden inputs and outputs
-    return shape.lora_rank * layers * 18 * width
+    return round(shape.adapted_share * shape.lora_rank * layers * 18 * width)
 
 
 def _activation_bytes(model: ModelFacts, shape: Shape) -> float:
     tokens = shape.micro_batch_size * shape.sequences * (shape.sequence_length + shape.virtual_tokens)
     width = _compute_bytes(shape)
-    layer = 17 * model.hidden_size * width
+    layer = layer_bytes(model, shape)
     if shape.tuning is None:
         blocks = 2 * layer
     elif shape.gradient_checkpointing:
@@ -133,4 +144,43 @@ def _activation_bytes(model: ModelFacts, shape: Shape) -> float:
         blocks = model.layers * layer
     # fp32 logits, their gradient and the model's own copy; a classifier has a handful of outputs
     logits = model.vocabulary_size * (4 + 4 + width) if shape.task in _WRITERS else 0
-    return float(tokens * (blocks + logits))
+    return float(tokens * (blocks + logits)) + _dequantised_bytes(model, shape)
+
+
+def layer_bytes(model: ModelFacts, shape: Shape) -> float:
+    """What the backward pass of one layer needs of its forward pass, in bytes per token.
+
+    Two norms, which compute in fp32; queries, keys, values and the attention's output; of a feed-forward what goes into
+    its activation, and with a gate also what comes out and the other factor. And the inputs of what trains: autocast
+    makes a copy of them for each linear layer.
+    """
+    hidden, width, gated = model.hidden_size, _compute_bytes(shape), model.model_type not in _UNGATED
+    inner = _inner_size(model)
+    kept = 2 * 4 * hidden + width * (4 * hidden + (3 if gated else 1) * inner)
+    inputs = (6 if gated else 5) * hidden + inner
+    if shape.tuning in (TuningType.LORA, TuningType.QLORA):
+        # after dropout, and dropout's mask of a byte per number
+        kept += shape.adapted_share * (width + 1) * inputs
+    elif shape.tuning in (TuningType.FULL, TuningType.IA3):
+        # the attention's output is an input that is kept already; a norm that trains also keeps its result in fp32
+        kept += width * (inputs - hidden) + (2 * 4 * hidden if shape.tuning == TuningType.FULL else 0)
+    return kept
+
+
+def _inner_size(model: ModelFacts) -> float:
+    """The feed-forward's inner width by the parameters of one layer, of which 4 · hidden² belong to attention.
+
+    At least that of the usual layer of 12 · hidden². A mixture of experts uses few of its parameters for one token.
+    """
+    hidden, matrices = model.hidden_size, 2 if model.model_type in _UNGATED else 3
+    rows = 12.0 * hidden
+    if model.experts is None:
+        rows = max(rows, (model.parameters - model.vocabulary_size * hidden) / model.layers / hidden)
+    return (rows - 4 * hidden) / matrices
+
+
+def _dequantised_bytes(model: ModelFacts, shape: Shape) -> float:
+    """The largest linear layer in the compute type: bitsandbytes unpacks one at a time, forward and backward."""
+    if shape.quantization is None and model.quantization is None:
+        return 0.0
+    return _compute_bytes(shape) * model.hidden_size * _inner_size(model)

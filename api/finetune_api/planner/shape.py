@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.job import FineTuneJobSpec, ObjectiveType, TuningType
+from finetune_api.job import FineTuneJobSpec, Lora, ObjectiveType, TuningType
 from finetune_api.method import GrpoSettings
 from finetune_api.planner.memory import Shape
 from finetune_api.planner.objective import GENERATIONS, REINFORCEMENTS, settings_of
@@ -14,6 +14,13 @@ from finetune_api.status import Preflight
 _PAIRS = (ObjectiveType.REWARD, ObjectiveType.DPO, ObjectiveType.ORPO, ObjectiveType.KTO)
 # These look at the model as it was; under an adapter that is the base with the adapter off.
 _WITH_REFERENCE = (ObjectiveType.DPO, ObjectiveType.KTO, *REINFORCEMENTS)
+# Of the inputs, or of the inputs and outputs if that is more, of all linear layers of a usual gated layer.
+_SHARES = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), 0.12),
+    **dict.fromkeys(("query_key_value", "c_attn", "qkv_proj"), 0.23),
+    **dict.fromkeys(("gate_proj", "up_proj"), 0.21),
+    "down_proj": 0.31,
+}
 _QUANTISED_TEACHER = 3.5  # weight files of 16 bits against 4 bits, embeddings left as they are
 
 
@@ -30,6 +37,7 @@ def shape_of(
     """The run as the size rule sees it, with micro batch 1."""
     lora = spec.tuning.lora if spec.tuning is not None else None
     prompt = spec.tuning.soft_prompt if spec.tuning is not None else None
+    quantised = spec.tuning.quantization if spec.tuning is not None else None
     soft = spec.tuning_type in SOFT_PROMPTS
     return Shape(
         tuning=spec.tuning_type,
@@ -43,6 +51,7 @@ def shape_of(
         zero_stage=zero_stage,
         on_cpu=on_cpu,
         quantization=quantization_type(spec),
+        double_quant=quantised is None or quantised.double_quant is not False,
         task=spec.task,
         master_weights=chosen.master_weights,
         sequences=_sequences(spec),
@@ -53,6 +62,7 @@ def shape_of(
         projection=bool(prompt is not None and prompt.projection),
         reference=spec.objective_type in _WITH_REFERENCE and spec.tuning_type == TuningType.FULL,
         further_bytes=_further_bytes(spec, found),
+        adapted_share=_adapted_share(lora),
     )
 
 
@@ -71,6 +81,12 @@ def _trained_share(spec: FineTuneJobSpec, layers: int) -> float:
     if full is None or full.first_layers is None or not layers:
         return 1.0
     return min(1.0, full.first_layers / layers)
+
+
+def _adapted_share(lora: Lora | None) -> float:
+    """Patterns and names that are not known here may mean any layer, so all are counted."""
+    names = (lora.target_modules if lora is not None else None) or []
+    return min(1.0, sum(_SHARES.get(name, 1.0) for name in names)) if names else 1.0
 
 
 def _further_bytes(spec: FineTuneJobSpec, found: Preflight) -> int:

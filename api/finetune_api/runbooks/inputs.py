@@ -117,7 +117,8 @@ RUNBOOKS = {
         act=(
             "Try the same keys against the same endpoint from your own machine.",
             "Replace the secret that `credentials.secretName` names; pods read it when they start.",
-            "Before the plan: edit any field, or delete and apply the job, to start preflight again. Later: " + CLONE,
+            MEND,
+            CLONE,
         ),
         again="No. Each attempt would be refused again; one that starts after the secret was mended works.",
     ),

@@ -34,7 +34,7 @@ RUNBOOKS = {
         symptom="A warning tells that the run went back to an earlier checkpoint, or goes on with half the micro batch.",
         look=(GUARDS, PROGRESS, LOG),
         causes=(
-            "The training loss rose suddenly, or stopped falling: broken records, or a learning rate that is too high.",
+            "The training loss rose suddenly, or crept up and stayed high: broken records, or a learning rate that is too high.",
             "The GPU ran out of memory at the planned micro batch, for instance at an unusually long batch.",
         ),
         act=(
@@ -55,7 +55,8 @@ RUNBOOKS = {
         ),
         act=(
             "Nothing: the next attempt goes on from the newest checkpoint.",
-            "If it happens often, set `priorityClassName`, or `resources.spot: false`, or save more often.",
+            "If it happens often: the next job with `priorityClassName`, `resources.spot: false`, or saves more often. "
+            "A planned run keeps what it has.",
         ),
         again=_FREE,
     ),

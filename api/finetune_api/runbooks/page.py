@@ -49,11 +49,13 @@ SECRET_KEYS = "kubectl describe secret SECRET"  # the keys and their sizes, neve
 
 MEND = (
     "A job that is `Invalid` is mended in place: change what `status.failure.field` names and `kubectl apply` the file, "
-    "and preflight starts anew. Where the mend is outside the file (a key, a record), set `spec.suspend` to true and back "
-    "to false instead. A planned run that failed is frozen: apply a copy of it under another name."
+    "and preflight starts anew. Where the mend is outside the file (a key, a record, a pool), set `spec.suspend` to true "
+    "and back to false instead. A planned run that failed is frozen: apply a copy of it under another name."
 )
 CLONE = (
     "A planned run is frozen: apply a copy of the job under another name. With the same `output.uri` and "
-    "`output.onExisting: Resume` it goes on from the newest checkpoint where model, data and method are the same."
+    "`output.onExisting: Resume` it goes on from the newest checkpoint where model, data, objective, tuning and "
+    "hyperparameters are the same; a changed run needs an `output.uri` of its own. Micro batch, gradient checkpointing, "
+    "and what is not about training (checkpoint, evaluation, resources, deadline) may differ."
 )
 NOT_BY_ITSELF = "No. Another attempt ends the same way until somebody changes what the message names."

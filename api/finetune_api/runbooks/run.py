@@ -24,7 +24,8 @@ _WITHIN_BUDGET = "Often: it is tried again, as often as `spec.retry.maxFailures`
 
 RUNBOOKS = {
     "OutOfGpuMemory": Runbook(
-        symptom="The GPU's memory was full even with the smallest micro batch that the run could go down to.",
+        symptom="The GPU's memory was full even with the smallest micro batch that the run could go down to, or before "
+        "the first batch.",
         look=(FAILURE, MEMORY, GUARDS, SETTINGS, LOG),
         causes=(
             "Sequences longer than the ones preflight saw, so that one record alone does not fit.",
@@ -70,8 +71,9 @@ RUNBOOKS = {
         again="Rarely: it is tried once more, in case other pods had filled the node's disk.",
     ),
     "NonFiniteLoss": Runbook(
-        symptom="The loss became NaN or infinite at the step that the message names; nothing was saved after it.",
-        look=(FAILURE, PROGRESS, SETTINGS, LOG),
+        symptom="The loss became NaN or infinite at the step that the message names; nothing was saved after it. Where "
+        "`guards.lossSpike` is `Rollback`, the run has gone back five times before.",
+        look=(FAILURE, GUARDS, PROGRESS, SETTINGS, LOG),
         causes=(
             "A learning rate that is too high, or no warm-up.",
             "FP16 on a model that was trained in BF16: its activations overflow.",
@@ -86,7 +88,8 @@ RUNBOOKS = {
         again="No. Resuming is exact, so that the same step meets the same numbers again.",
     ),
     "Hang": Runbook(
-        symptom="No worker made a step for a minute, or for the time of five steps where that is longer.",
+        symptom="No worker made a step for a minute, or for the time of five steps where that is longer; while "
+        "loading, publishing and before the second step, for half an hour.",
         look=(FAILURE, LOG, PODS, NODE),
         causes=(
             "One rank waits for data (a stuck read or tokenizer) and the others wait for it in a collective.",
@@ -194,8 +197,8 @@ RUNBOOKS = {
         ),
         act=(
             "Raise `deadlineSeconds` while the job runs: this field is not frozen.",
-            "Ask the platform team to look at the node, and then delete the attempt's Job: the next attempt goes on "
-            "from the newest checkpoint, and uses up no retry.",
+            "Ask the platform team to cordon the node, and then delete the attempt's Job: the next attempt goes on "
+            "elsewhere from the newest checkpoint, and uses up no retry.",
         ),
         again="It is no failure: the attempt goes on. The warning ends when the run is fast enough again.",
     ),

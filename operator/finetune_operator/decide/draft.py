@@ -101,7 +101,7 @@ class Draft:
     def start_over(self) -> None:
         """Forgets what an earlier generation of an unplanned job led to."""
         self.set(resolved=[], preflight=None, failure=None, failures=None, next_attempt_time=None)
-        self.set(interruptions_without_checkpoint=None)
+        self.set(preflight_failures={}, interruptions_without_checkpoint=None)
         for kind in (ConditionType.VALIDATED, ConditionType.PLANNED):
             self.mark(kind, UNKNOWN, PENDING)
         self.be(State.PENDING, "looking at the job")

@@ -32,7 +32,8 @@ def tell(draft: Draft, current: Current) -> None:
         if not after_interruption:
             draft.tell(Event("Warning", MICRO_BATCH_HALVED, _halved(draft, smaller)))
     if changes:
-        draft.set(guards=known.model_copy(update=changes))
+        # a decision of a guard is progress, also where it went back behind the newest checkpoint
+        draft.set(guards=known.model_copy(update=changes), interruptions_without_checkpoint=None)
 
 
 def _smaller_micro_batch(progress: Progress, known: GuardChanges) -> int | None:

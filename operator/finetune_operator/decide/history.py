@@ -113,8 +113,8 @@ def saved_step(attempts: Sequence[AttemptRecord]) -> int:
     """
     for entry in reversed(attempts):
         steps = [step for step in (entry.checkpoint_step, entry.resumed_from_step) if step is not None]
-        if steps:
-            return max(steps)
+        if steps or entry.step:  # steps of an attempt that went on from nothing and saved nothing
+            return max(steps, default=-1)
     return -1
 
 
@@ -157,14 +157,7 @@ def _spent(pods: Sequence[PodView], polled: Progress | None) -> Spent | None:
 
 
 def _from_status(spent: TimeSpent) -> Spent:
-    return Spent(
-        start=max(0, spent.start_seconds),
-        restore=max(0, spent.restore_seconds),
-        train=max(0, spent.train_seconds),
-        evaluate=max(0, spent.evaluate_seconds),
-        save=max(0, spent.save_seconds),
-        redo=max(0, spent.redo_seconds),
-    )
+    return Spent(**{name: max(0, getattr(spent, f"{name}_seconds")) for name in Spent.model_fields})
 
 
 def _first(values: Iterable[int | None]) -> int | None:

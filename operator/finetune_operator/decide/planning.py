@@ -108,7 +108,7 @@ def _make(draft: Draft, trainer_image: str) -> Planned:
 def _adopt(draft: Draft, planned: Planned) -> None:
     chosen = planned.plan
     draft.set(plan=chosen, failure=None, failures=None, next_attempt_time=None)
-    draft.set(interruptions_without_checkpoint=None)  # those of preflight
+    draft.set(preflight_failures={}, interruptions_without_checkpoint=None)  # those of preflight
     draft.mark(ConditionType.VALIDATED, TRUE, "PreflightPassed", _kept_message(draft))
     draft.mark(ConditionType.PLANNED, TRUE, "Planned", _summary(chosen))
     draft.be(State.QUEUED, f"planned on {chosen.pool}")

@@ -170,17 +170,19 @@ def _count(draft: Draft, cause: Cause) -> None:
     """A preflight came to nothing: again later where that may help, else Invalid. An interruption is no failure."""
     row, status = TABLE[cause.failure_class], draft.seen.status
     failures = (status.failures or 0) + row.counted
+    like_this = status.preflight_failures.get(row.name, 0) + row.counted
     in_vain = (status.interruptions_without_checkpoint or 0) + (not row.counted)
     if row.fault == Fault.INTERRUPTION and in_vain >= MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT:
         message = f"preflight was interrupted {in_vain} times in a row; the last: {cause.message}"
         refuse(draft, Cause("NoProgress", message))
         return
-    if failures > min(row.retries, draft.max_failures):
+    if row.counted and (like_this > row.retries or failures > draft.max_failures):
         refuse(draft, cause)
         return
     wait = draft.backoff(max(1, failures, in_vain))
     draft.set(
         failures=failures or None,
+        preflight_failures={**status.preflight_failures, **({row.name: like_this} if row.counted else {})},
         interruptions_without_checkpoint=in_vain or None,
         next_attempt_time=after(draft.seen.now, wait),
     )

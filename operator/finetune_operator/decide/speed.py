@@ -48,6 +48,6 @@ def _slow(draft: Draft, progress: Progress, *, told: bool) -> str | None:
     if speed is None or speed >= best * (GOOD_SHARE if told else SLOW_SHARE):
         return None
     return (
-        f"the attempt makes {speed:.0f} tokens per second, and an earlier one made {best:.0f}; look at the node, or "
-        "delete the attempt's Job to start elsewhere, which uses up no retry"
+        f"the attempt makes {speed:.0f} tokens per second, and an earlier one made {best:.0f}; have the node looked "
+        "at; cordon it and delete the attempt's Job to go on elsewhere, which uses up no retry"
     )

@@ -9,7 +9,7 @@ from finetune_api.status import Progress, TimeSpent
 SUCCEEDED = "Succeeded"
 _WHAT_THE_LOSS_DID = {
     RollbackReason.SPIKE: "rose",
-    RollbackReason.PLATEAU: "stopped falling",
+    RollbackReason.PLATEAU: "rose and stayed high",
     RollbackReason.NON_FINITE: "was not finite",
 }
 
@@ -104,14 +104,7 @@ def rollback_text(rollback: Rollback) -> str:
 
 def time_spent(spent: Spent) -> TimeSpent:
     """Whole seconds, rounded down."""
-    return TimeSpent(
-        start_seconds=int(spent.start),
-        restore_seconds=int(spent.restore),
-        train_seconds=int(spent.train),
-        evaluate_seconds=int(spent.evaluate),
-        save_seconds=int(spent.save),
-        redo_seconds=int(spent.redo),
-    )
+    return TimeSpent(**{f"{name}_seconds": int(seconds) for name, seconds in spent})
 
 
 def percent(step: int, total: int) -> int:

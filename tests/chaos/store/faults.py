@@ -79,6 +79,13 @@ class FaultyStore:
         cut = (lambda: self._real.put(key, held[: len(held) // 2])) if isinstance(data, Path) else None
         self._call("put", key, lambda: self._real.put(key, data), lambda: self._real.put(key, held), cut)
 
+    def copy(self, source: str, key: str, sha256: str) -> bool:
+        """As the real one, which says False and raises nothing."""
+        try:
+            return self._call("copy", key, lambda: self._real.copy(source, key, sha256))
+        except StorageUnavailable:
+            return False
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """As the real one."""
         return self._call("put_if_absent", key, lambda: self._real.put_if_absent(key, data))

@@ -150,7 +150,7 @@ class Ledger:
             manifest = self._manifests[place]
             for part in manifest.parts:
                 self.checks["parts"] += 1
-                path = self._path(place, part.name)
+                path = self._file(place, part)
                 if not path.is_file():
                     raise Violation("lost", f"{path.relative_to(self.root)}, a part of {place}, is gone")
                 if hashlib.sha256(path.read_bytes()).hexdigest() != part.sha256:
@@ -164,7 +164,7 @@ class Ledger:
     def keys(self, place: Id) -> list[Path]:
         """The objects that a checkpoint consists of."""
         manifest = self._manifests[place]
-        return [self._manifest_path(place), *(self._path(place, part.name) for part in manifest.parts)]
+        return [self._manifest_path(place), *(self._file(place, part) for part in manifest.parts)]
 
     def counting(self) -> list[Id]:
         """The undamaged checkpoints that a start now has to find, newest first."""
@@ -217,12 +217,8 @@ class Ledger:
             except (FileNotFoundError, CheckpointInvalid) as error:
                 raise Violation("lost", f"a record names {place}, which is not there: {error}") from None
 
-    def _path(self, place: Id, name: str) -> Path:
-        return self._file(place, next(part for part in self._manifests[place].parts if part.name == name))
-
     def _file(self, place: Id, part: Part) -> Path:
-        at = (part.at.fence, part.at.step) if part.at else place
-        return self.root / f"checkpoints/fence-{at[0]}/step-{at[1]}" / part.path
+        return self._manifest_path(place).parent / part.path
 
     def _manifest_path(self, place: Id) -> Path:
         return self.root / f"checkpoints/fence-{place[0]}/step-{place[1]}" / MANIFEST

@@ -81,6 +81,7 @@ class Chaos:
         plan = Plan(kind, at=self._round // len(self._kinds) % self._longest)
         # Files that go up at the same time meet the fault in any order; only one at a time can be repeated by seed.
         files.AT_ONCE = 4 if kind not in _OVERTAKEN and self._round % 3 == 0 else 1
+        files.SMALLEST_COPY = 1 if self._round % 2 else 1 << 20  # the files here are small
         self._round += 1
         session = Session(output, plan)
         alive = session.run()
@@ -178,7 +179,6 @@ class Output:
             if not gone:
                 return
             path, data = self.random.choice(gone)
-            path.parent.mkdir(parents=True, exist_ok=True)
         else:
             path = self.random.choice(ledger.keys(counting[0]))
             data = path.read_bytes()
@@ -193,8 +193,10 @@ class Output:
                 data = data[:-1]
         if kind == "part dropped":
             path.unlink()
-        else:
+        elif path.exists():
             path.write_bytes(data)
+        else:  # a server keeps more of an object than its bytes
+            self.store.put(f"{self.prefix}/{path.relative_to(ledger.root)}", data)
         ledger.damaged.add(path)
         self.story.append(f"{kind}: {path.relative_to(ledger.root)}")
         self.tally.faults[kind] += 1
@@ -314,7 +316,7 @@ class Session:
         output = self.output
         content = output.next_content()
         step, fence = output.step, writer.fence.fence
-        mine, others = self._write(content), None
+        mine, others, given_up = self._write(content), None, False
         if nodes == 2:
             other = {"zero/rank_1.safetensors": self.random.randbytes(300), "config.json": b"node 1's"}
             others = self._write(other)
@@ -322,8 +324,17 @@ class Session:
         output.ledger.handed_in[fence, step] = content
         if others is not None:
             uploader = NodeUploader(self._store, output.prefix, fence, 1)
-            self._repeat(lambda: uploader.upload(step, others))
-        self._repeat(lambda: self._commit(writer, step, mine, nodes))
+            given_up = self.random.random() < 0.2
+            if given_up:
+                del output.ledger.handed_in[fence, step]
+                self._repeat(lambda: uploader.give_up(step, "its disk is full"))
+            else:
+                self._repeat(lambda: uploader.upload(step, others))
+        try:
+            self._repeat(lambda: self._commit(writer, step, mine, nodes))
+        except NodeFilesMissing:
+            if not given_up:
+                raise
         return step
 
     def _commit(self, writer: CheckpointWriter, step: int, folder: Path, nodes: int) -> None:

@@ -29,7 +29,8 @@ class Behaviour:
 
     best_step: the one that every checkpoint from there on names as the best. hang_step: reached by no rank; hang_rank
     is the one at fault, and the others wait for it. meeting: a folder by which the ranks of all nodes keep in step and
-    stop together. link_rank: its checkpoints hold a link, which no store takes. evaluate_step: after it the worker
+    stop together. unseen: they do not see that one of them fails, and wait for it. link_rank: its checkpoints hold a link,
+    which no store takes. saveless_rank: it makes none. evaluate_step: after it the worker
     evaluates for evaluate_seconds.
     spike_step: its loss is too high unless the guards' factor is at most spike_factor. most_records: a larger micro batch
     does not fit the GPU of rank fail_rank (-1: of any) from memory_step on. trace_to: a line of JSON for each step that is made.
@@ -52,7 +53,9 @@ class Behaviour:
     environment_to: str | None = None
     orphan_seconds: float = 0.0
     meeting: str | None = None
+    unseen: bool = False
     link_rank: int = -1
+    saveless_rank: int = -1
     last_words: str = ""
     say: str = ""
     spike_step: int = -1
@@ -114,8 +117,7 @@ class Worker:
     def one_step(self) -> None:
         time.sleep(self.does.step_seconds)
         if self.rank == self.does.fail_rank and self.step + 1 == self.does.fail_step:
-            if self.does.meeting:
-                Path(self.does.meeting, "failed").touch()
+            self.be_missed()
             fail(self.work, self.rank, self.does.fail_how, self.does.last_words)
         self.obey_guards()
         if self.step + 1 == self.does.hang_step:
@@ -128,6 +130,11 @@ class Worker:
             with self.heartbeat.during(Activity.EVALUATING):
                 time.sleep(self.does.evaluate_seconds)
 
+    def be_missed(self) -> None:
+        """The other ranks see that this one ends."""
+        if self.does.meeting and not self.does.unseen:
+            Path(self.does.meeting, "failed").touch()
+
     def obey_guards(self) -> None:
         """The step's settings as the guards have them; the end that they cannot prevent."""
         step, planned = self.step + 1, self.run_file["hyperparameters"]
@@ -135,8 +142,7 @@ class Worker:
         factor = self.guards.learning_rate_factor(step)
         short = records > self.does.most_records and step >= self.does.memory_step
         if short and self.does.fail_rank in (-1, self.rank):
-            if self.does.meeting:
-                Path(self.does.meeting, "failed").touch()
+            self.be_missed()
             fail(self.work, self.rank, "class:OutOfGpuMemory", self.does.last_words)
         if step == self.does.spike_step and factor > self.does.spike_factor:
             told = {"onsetStep": step, "reason": self.does.spike_class}
@@ -167,6 +173,8 @@ class Worker:
 
     def write_checkpoint(self) -> None:
         folder = self.work / "checkpoints" / f"step-{self.step}"
+        if self.rank == self.does.saveless_rank:
+            return
         if os.environ["LOCAL_RANK"] != "0" or folder.exists() or self.step == self.resumed:
             return
         folder.mkdir()

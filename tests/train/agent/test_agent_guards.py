@@ -146,16 +146,25 @@ def test_a_stop_about_the_time_of_a_change_is_a_stop_and_the_change_is_made_once
     assert [found.onset_step for found in newest.guards.rollbacks] == [20], "by one attempt or by the other"
 
 
-def finish_gang(make_agent, run: RunFile, attempt: int, folder: Path, does: dict[str, Any]) -> list[Agent]:
-    """Both nodes of an attempt, after their end. Their ranks keep in step, and meet in folder."""
+def start_gang(
+    make_agent, run: RunFile, attempt: int, folder: Path, does: dict[str, Any], budgets: tuple[int, int] = (4, 4)
+) -> list[Agent]:
+    """Both nodes of an attempt, with these stop budgets in seconds. Their ranks keep in step, and meet in folder."""
     folder.mkdir()
     port, does = str(free_port()), {**does, "meeting": str(folder), "trace_to": str(folder / "trace")}
-    common = ("--master-port", str(free_port()), "--master-progress-port", port, "--stop-budget", "4")
+    common = ("--master-port", str(free_port()), "--master-progress-port", port)
     places = ((0, (*common, "--port", port)), (1, common))
-    nodes = [
-        make_agent(run, attempt=attempt, node=node, does=does, arguments=arguments).start()
+    return [
+        make_agent(
+            run, attempt=attempt, node=node, does=does, arguments=(*arguments, "--stop-budget", str(budgets[node]))
+        ).start()
         for node, arguments in places
     ]
+
+
+def finish_gang(make_agent, run: RunFile, attempt: int, folder: Path, does: dict[str, Any]) -> list[Agent]:
+    """Both nodes of an attempt, after their end."""
+    nodes = start_gang(make_agent, run, attempt, folder, does)
     for node in nodes:
         node.finish()
     return nodes
@@ -178,8 +187,32 @@ def test_of_several_nodes_node_0_keeps_the_decision_and_the_next_attempt_takes_i
     assert [node.process.returncode for node in first] == [102, 85]
     assert told in first[0].message.message
     assert [starts(node) for node in first] == [1, 1]
+    assert len(first[0].events("attempt begun")) == 1, "nothing is restored for workers that do not start"
     second = finish_gang(make_agent, run, 1, tmp_path / "second", {**does, "steps": 8})
     assert [node.process.returncode for node in second] == [0, 0], second[0].out + second[1].out
     kept = fence(output, 3).guards
     assert (kept.micro_batch_divisor, len(kept.rollbacks)) == guards
     assert traced(second[0], "factor", "records")[0] == (0.5 if kept.rollbacks else 1.0, 4 // kept.micro_batch_divisor)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [{"unseen": True}, {"saveless_rank": 1, "memory_step": 5}],
+    ids=["workers of node 0 that still wait for node 1", "node 0 waiting for node 1's part of a checkpoint"],
+)
+def test_node_0_keeps_its_decision_although_it_is_ended_as_soon_as_node_1_has_left(
+    make_agent, guarded, output, tmp_path, does
+) -> None:
+    """As Kubernetes does it: the first failed pod fails the Job, which ends the others."""
+    run, short = guarded(nodes=2), {"steps": 8, "most_records": 2, "fail_rank": 1, "fail_step": -1}
+    first = start_gang(make_agent, run, 0, tmp_path / "first", {**short, **does}, budgets=(10, 1))
+    assert first[1].finish() == 85, first[1].out
+    assert first[1].events("left early"), "node 1 gave node 0 all the time that it had"
+    assert first[0].stop() == 102, first[0].out
+    assert first[0].message.outcome == "RolledBack"
+    assert "ran out of memory with micro batch 4: now 2" in first[0].message.message
+    assert len(first[0].events("attempt begun")) == 1, "nothing is restored for workers that do not start"
+    second = finish_gang(make_agent, run, 1, tmp_path / "second", short)
+    assert [node.process.returncode for node in second] == [0, 0], second[0].out + second[1].out
+    assert fence(output, 3).guards.micro_batch_divisor == 2
+    assert traced(second[0], "step", "records")[0] == (1, 2)

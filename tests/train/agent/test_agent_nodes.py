@@ -98,12 +98,13 @@ def test_a_stop_stores_the_files_of_all_nodes_and_each_node_gets_them_back(make_
 
 def test_a_node_that_cannot_store_its_part_costs_the_checkpoint_and_not_the_run(make_run, start_gang, output) -> None:
     does = {"steps": 8, "save_every": 4, "step_seconds": 0.1, "link_rank": 1}
-    nodes = start_gang(make_run(nodes=2), "--peer-seconds", "3", does=does)
+    nodes = start_gang(make_run(nodes=2), does=does)
     assert [node.finish() for node in nodes] == [0, 0], printed(nodes)
     assert steps_in(output) == []
     assert (output / "adapter" / "adapter.json").exists()
-    assert "no files of node 1" in nodes[0].events("a node's part is missing")[0]["error"]
-    assert "is a link" in nodes[1].events("checkpoint upload failed")[0]["error"]
+    told = nodes[0].events("a node's part is missing")[0]["error"]
+    assert "node 1 lacks it" in told and "is a link" in told
+    assert "is a link" in nodes[1].events("checkpoint part given up")[0]["why"]
     assert nodes[0].message.checkpoint_step is None
 
 

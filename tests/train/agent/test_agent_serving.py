@@ -10,8 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api.documents import ProgressDocument, Stage
+from finetune_api.guards import RollbackReason
 from finetune_trainer.agent import peers
-from finetune_trainer.agent.ending import End
+from finetune_trainer.agent.ending import Alarm, End
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
 from finetune_trainer.agent.serving import AgentServer, StartBoard
@@ -111,6 +112,19 @@ def test_only_a_node_of_the_same_attempt_is_heard(tmp_path) -> None:
     assert told == End("DataInvalid", "node 1: the first word", "spec.dataset")
     own = End("OutOfGpuMemory", "this node's own end")
     assert gang.explain(own) == own
+
+
+def test_what_a_guard_of_another_node_has_found_wins_over_a_stop_and_no_other_failure_does() -> None:
+    gang = StartBoard()
+    server = AgentServer("127.0.0.1", 0, ProgressBoard(0), Metrics(ProgressBoard(0)), gang)
+    server.run()
+    gang.document = {"attempt": 0}
+    stopped, alarm = End("Stopped", "Stopped on request."), Alarm(RollbackReason.SPIKE, 40)
+    peers.tell_node_0("127.0.0.1", server.port, attempt=0, node=1, end=End("DataInvalid", "a bad row"))
+    assert gang.explain(stopped) == stopped
+    spike = End("LossSpike", "too high from step 40 on", alarm=alarm)
+    peers.tell_node_0("127.0.0.1", server.port, attempt=0, node=2, end=spike)
+    assert gang.explain(stopped) == End("LossSpike", "node 2: too high from step 40 on", alarm=alarm)
 
 
 def test_an_end_that_is_too_long_is_not_read() -> None:

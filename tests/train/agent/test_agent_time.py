@@ -118,6 +118,28 @@ def test_a_broken_clock_file_changes_nothing(clock: Clock) -> None:
     assert clock.keeper.spent.start == 10.0
 
 
+def test_a_long_phase_is_alive_as_long_as_signs_of_its_own_come_within_the_limit(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("finetune_trainer.worker.heartbeat._INTERVAL_SECONDS", 0.05)
+    path = WorkDir(tmp_path).heartbeat(0)
+    heartbeat = Heartbeat(path)
+
+    def signs(seconds: float) -> int:
+        """How often somebody who looks every 0.1 s finds a new sign."""
+        seen = set()
+        for _ in range(round(seconds / 0.1)):
+            time.sleep(0.1)
+            seen.add(path.stat().st_mtime_ns)
+        return len(seen)
+
+    with heartbeat.long_phase(limit_seconds=2.0):
+        time.sleep(1.5)
+        heartbeat.beat()
+        time.sleep(1.0)
+        assert signs(0.5) > 1, "the second call has a limit of its own"
+        time.sleep(1.5)
+        assert signs(0.5) == 1, "a call that hangs is silent after its limit"
+
+
 def test_a_heartbeat_says_what_its_rank_does_and_keeps_the_time_of_each_phase(tmp_path) -> None:
     work = WorkDir(tmp_path)
     heartbeat = Heartbeat(work.heartbeat(0), work.times)

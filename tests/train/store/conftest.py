@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,16 @@ from tests.cluster.s3 import S3Server
 Same = Callable[[Path, Path], bool]
 
 _numbers = itertools.count()
+
+
+class Between:
+    """Passes every call on to a real store or client; a test's own class alters some."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_trainer.store.artifacts import publish, read_artifact
 from finetune_trainer.store.errors import CheckpointInvalid, StorageUnavailable, Superseded
-from finetune_trainer.store.objects import ObjectStore, join_key
+from finetune_trainer.store.objects import join_key
 from finetune_trainer.store.writer import CheckpointWriter
-from tests.train.store.conftest import Run
+from tests.train.store.conftest import Between, Run
 
 
 @pytest.fixture
@@ -44,13 +43,7 @@ def test_the_result_lies_below_the_output_with_its_list(run: Run, result: Path) 
 
 
 def test_nothing_is_published_until_the_end(run: Run, result: Path) -> None:
-    class Failing:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Failing(Between):
         def put(self, key: str, data: bytes | Path) -> None:
             if key.endswith("report.json"):
                 raise StorageUnavailable("no answer")
@@ -82,13 +75,7 @@ def test_an_attempt_that_was_cut_off_cannot_publish(run: Run, result: Path) -> N
 
 
 def test_an_attempt_overtaken_in_mid_publish_overwrites_nothing_more(run: Run, result: Path) -> None:
-    class Overtaken:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Overtaken(Between):
         def put(self, key: str, data: bytes | Path) -> None:
             self.real.put(key, data)
             run.start(attempt=2)

@@ -17,7 +17,7 @@ from finetune_trainer.store.errors import (
 )
 from finetune_trainer.store.objects import ObjectStore, join_key
 from finetune_trainer.store.writer import CheckpointWriter
-from tests.train.store.conftest import Run, Same, committed, steps
+from tests.train.store.conftest import Between, Run, Same, committed, steps
 
 
 def test_an_empty_output_is_a_fresh_start(run: Run) -> None:
@@ -84,9 +84,9 @@ def test_restoring_never_mixes_with_what_is_there(run: Run, tmp_path: Path) -> N
 def test_a_commit_that_failed_on_the_way_can_be_made_again(run: Run, same_folder: Same) -> None:
     """The storage fails once at each of its operations in turn; then the same call goes through."""
 
-    class FailingOnce:
+    class FailingOnce(Between):
         def __init__(self, store: ObjectStore, at: int) -> None:
-            self.real = store
+            super().__init__(store)
             self.left = at
 
         def __getattr__(self, name: str) -> Any:
@@ -160,13 +160,7 @@ def test_a_folder_that_cannot_be_stored_safely_is_refused(run: Run, kind: str, t
 def test_a_folder_that_changes_during_the_upload_is_not_committed(run: Run) -> None:
     folder = run.saved(10)
 
-    class Changing:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Changing(Between):
         def put(self, key: str, data: bytes | Path) -> None:
             (folder / "adapter.safetensors").write_bytes(b"newer")
             self.real.put(key, data)

@@ -16,9 +16,9 @@ from finetune_trainer.store.errors import (
     OutputInUse,
     StorageUnavailable,
 )
-from finetune_trainer.store.objects import ObjectStore, S3Settings, join_key
+from finetune_trainer.store.objects import S3Settings, join_key
 from finetune_trainer.store.s3 import S3Store, s3_client
-from tests.train.store.conftest import Place
+from tests.train.store.conftest import Between, Place
 
 
 def claim(job: str, **digests: str) -> Claim:
@@ -89,21 +89,11 @@ def test_a_damaged_claim_is_told_not_taken(place: Place, content: bytes) -> None
     assert place.store.get(join_key(place.prefix, "CLAIM.json")) == content
 
 
-class Wrapped:
-    """A real store with one thing about it changed by a subclass."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self.real = store
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-
 def test_a_storage_that_ignores_conditions_is_found_out_at_once_and_every_time(settings: S3Settings) -> None:
-    class Ignoring(Wrapped):
+    class Ignoring(Between):
         def put_object(self, **arguments: Any) -> Any:
             arguments.pop("IfNoneMatch", None)
-            return self.real.put_object(**arguments)  # type: ignore[attr-defined]
+            return self.real.put_object(**arguments)
 
     store = S3Store(Ignoring(s3_client(settings)), "team-a")
     for _ in range(2):
@@ -112,7 +102,7 @@ def test_a_storage_that_ignores_conditions_is_found_out_at_once_and_every_time(s
 
 
 def test_a_claim_whose_answer_was_lost_is_ones_own(place: Place) -> None:
-    class Losing(Wrapped):
+    class Losing(Between):
         lost = False
 
         def put_if_absent(self, key: str, data: bytes) -> bool:

@@ -14,8 +14,8 @@ from finetune_trainer.store.errors import (
     CheckpointInvalid,
     StorageUnavailable,
 )
-from finetune_trainer.store.objects import ObjectStore, join_key
-from tests.train.store.conftest import Place, Run, Same, committed, damage_cut, damage_flip, steps
+from finetune_trainer.store.objects import join_key
+from tests.train.store.conftest import Between, Place, Run, Same, committed, damage_cut, damage_flip, steps
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,7 @@ def test_an_outage_during_restore_is_not_taken_for_damage(run: Run) -> None:
     """Otherwise one bad minute of the network would throw the newest checkpoint away."""
     committed(run, 10, 20)
 
-    class Down:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Down(Between):
         def download(self, key: str, path: Path) -> None:
             raise StorageUnavailable("no answer")
 
@@ -131,3 +125,15 @@ def test_an_outage_during_restore_is_not_taken_for_damage(run: Run) -> None:
         Run(place, run.work).start(attempt=2)
     start, _, _ = run.start(attempt=2)
     assert start.resumed is not None and start.resumed.step == 20 and start.skipped == ()
+
+
+def test_damage_to_a_file_that_never_changes_spoils_one_checkpoint_only(run: Run, same_folder: Same) -> None:
+    _, writer, _ = run.start()
+    folders = {step: run.saved(step) for step in (10, 20)}
+    for step, folder in folders.items():
+        (folder / "config.json").write_bytes(b"the same in each" * 500_000)
+        writer.commit(step, folder, world_size=1)
+    damage_flip(run.place.folder / "checkpoints/fence-1/step-20/config.json")
+    start, _, target = run.start(attempt=2)
+    assert start.resumed is not None and start.resumed.step == 10 and same_folder(target, folders[10])
+    assert "step-20/config.json was altered" in start.skipped[0].reason

@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from finetune_trainer.store.checkpoints import list_checkpoints
 from finetune_trainer.store.errors import StorageUnavailable, Superseded
-from finetune_trainer.store.objects import ObjectStore
 from finetune_trainer.store.writer import CheckpointWriter
-from tests.train.store.conftest import Place, Run, Same, committed, steps
+from tests.train.store.conftest import Between, Place, Run, Same, committed, steps
 
 
 def test_what_an_older_attempt_writes_after_a_newer_one_started_never_counts(run: Run, same_folder: Same) -> None:
@@ -37,13 +35,7 @@ def test_what_an_older_attempt_writes_after_a_newer_one_started_never_counts(run
 
 
 def test_an_attempt_overtaken_in_mid_commit_is_told_that_it_does_not_count(run: Run) -> None:
-    class Overtaken:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Overtaken(Between):
         def put_if_absent(self, key: str, data: bytes) -> bool:
             run.start(attempt=2)
             return self.real.put_if_absent(key, data)
@@ -56,13 +48,7 @@ def test_an_attempt_overtaken_in_mid_commit_is_told_that_it_does_not_count(run: 
 
 
 def test_an_overtaken_commit_whose_manifest_was_swept_is_superseded_not_damaged(run: Run) -> None:
-    class Overtaken:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Overtaken(Between):
         def put_if_absent(self, key: str, data: bytes) -> bool:
             _, newer, _ = run.start(attempt=2)
             newer.commit(20, run.saved(20), world_size=1)
@@ -97,13 +83,8 @@ def test_a_commit_between_survey_and_fence_is_not_lost(run: Run) -> None:
     old, _ = committed(run, 10)
     late = run.saved(20)
 
-    class Interleaved:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-            self.done = False
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
+    class Interleaved(Between):
+        done = False
 
         def put_if_absent(self, key: str, data: bytes) -> bool:
             if not self.done and key.endswith(".taken"):
@@ -123,13 +104,7 @@ def test_a_start_that_is_killed_hides_no_commit(run: Run, last_write: str) -> No
     old, _ = committed(run, 10)
     late = run.saved(20)
 
-    class Killed:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Killed(Between):
         def put_if_absent(self, key: str, data: bytes) -> bool:
             if key.endswith(".taken"):
                 old.commit(20, late, world_size=1)
@@ -146,13 +121,7 @@ def test_a_start_that_is_killed_hides_no_commit(run: Run, last_write: str) -> No
 
 
 def test_a_fence_whose_answer_was_lost_is_ones_own(run: Run) -> None:
-    class Losing:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
-
+    class Losing(Between):
         def put_if_absent(self, key: str, data: bytes) -> bool:
             self.real.put_if_absent(key, data)
             return False  # what a client says that repeats a write of its own that had got through
@@ -166,14 +135,9 @@ def test_a_start_that_was_overtaken_does_not_blame_the_checkpoints(run: Run) -> 
     """The newer attempt prunes what the older one is about to restore."""
     committed(run, 10)
 
-    class Overtaken:
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-            self.turn = threading.Lock()  # several files come down at once
-            self.done = False
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
+    class Overtaken(Between):
+        turn = threading.Lock()  # several files come down at once
+        done = False
 
         def download(self, key: str, path: Path) -> None:
             with self.turn:

@@ -59,16 +59,53 @@ def test_without_one_nodes_files_there_is_no_checkpoint(run: Run) -> None:
     _, writer, _ = run.start()
     uploader(run, writer, 2).upload(10, saved_by(run, 2, 10))
     folder = saved_by(run, 0, 10)
-    with pytest.raises(NodeFilesMissing, match=r"step 10 is not stored: no files of node 1 \(after 0.05 s\)") as caught:
+    with pytest.raises(NodeFilesMissing, match=r"step 10 is not stored: no files of node 1 after 0.05 s") as caught:
         writer.commit(10, folder, world_size=3, nodes=3, wait_seconds=0.05)
     assert caught.value.failure_class == "CollectiveFailed"
-    with pytest.raises(NodeFilesMissing, match="the wait was given up"):
-        writer.commit(10, folder, world_size=3, nodes=3, wait_seconds=600, give_up=lambda: True)
     assert steps(run.place) == [] and writer.newest_step is None
     # The same call goes through once the node has caught up.
     uploader(run, writer, 1).upload(10, saved_by(run, 1, 10))
     writer.commit(10, folder, world_size=3, nodes=3, wait_seconds=20)
     assert steps(run.place) == [10]
+
+
+def test_a_part_that_its_node_gives_up_ends_the_wait_at_once_and_the_checkpoint_for_good(run: Run) -> None:
+    _, writer, _ = run.start()
+    uploader(run, writer, 1).upload(10, saved_by(run, 1, 10))
+    folder = saved_by(run, 0, 10)
+    timer = threading.Timer(0.2, lambda: uploader(run, writer, 2).give_up(10, "its disk is full \udcff"))
+    timer.start()
+    with pytest.raises(NodeFilesMissing, match=r"step 10 is not stored: node 2 lacks it: its disk is full \\udcff"):
+        writer.commit(10, folder, world_size=3, nodes=3, wait_seconds=600)
+    timer.join()
+    # Whatever node 2 uploads now: it has said that the part does not come, and its word stands.
+    with pytest.raises(ValueError, match="node 2 gave step 10 up before"):
+        uploader(run, writer, 2).upload(10, saved_by(run, 2, 10))
+    with pytest.raises(NodeFilesMissing):
+        writer.commit(10, folder, world_size=3, nodes=3, wait_seconds=600)
+    assert steps(run.place) == [] and writer.newest_step is None
+    for node in (1, 2):
+        uploader(run, writer, node).upload(20, saved_by(run, node, 20))
+    writer.commit(20, saved_by(run, 0, 20), world_size=3, nodes=3, wait_seconds=20)
+    writer.prune(keep_last=1)
+    assert steps(run.place) == [20] and [key for key in run.place.list_keys() if "step-10" in key] == []
+
+
+def test_a_part_that_is_stored_cannot_be_given_up(run: Run) -> None:
+    _, writer, _ = run.start()
+    uploader(run, writer, 1).upload(10, saved_by(run, 1, 10))
+    uploader(run, writer, 1).give_up(10, "the answer to its upload was lost")
+    writer.commit(10, saved_by(run, 0, 10), world_size=2, nodes=2, wait_seconds=20)
+    assert steps(run.place) == [10]
+
+
+@pytest.mark.parametrize("document", [b'{"files": []}', b'{"files": [], "missing": ""}', b"{}"])
+def test_a_list_that_names_no_file_and_no_reason_is_damage(run: Run, document: bytes) -> None:
+    _, writer, _ = run.start()
+    base = checkpoint_prefix(run.place.prefix, 1, 10)
+    run.place.store.put(join_key(base, "nodes/1.json"), document)
+    with pytest.raises(CheckpointInvalid, match="either files, or why there are none"):
+        writer.commit(10, saved_by(run, 0, 10), world_size=2, nodes=2, wait_seconds=20)
 
 
 def test_files_without_the_nodes_list_do_not_count(run: Run) -> None:
@@ -138,8 +175,7 @@ def test_pruning_spares_what_other_nodes_upload_for_the_next_step(run: Run) -> N
         writer.commit(step, saved_by(run, 0, step), world_size=2, nodes=2, wait_seconds=20)
     uploader(run, writer, 1).upload(30, saved_by(run, 1, 30))
     assert writer.prune(keep_last=1) == (10,)
-    shared = "checkpoints/fence-1/step-10/run.json"
-    assert [key for key in run.place.list_keys() if "step-10" in key] == [shared]
+    assert [key for key in run.place.list_keys() if "step-10" in key] == []
     writer.commit(30, saved_by(run, 0, 30), world_size=2, nodes=2, wait_seconds=20)
     assert [len(c.manifest.parts) for c in list_checkpoints(run.place.store, run.place.prefix)] == [5, 5]
 

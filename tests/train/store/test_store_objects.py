@@ -33,7 +33,7 @@ from finetune_trainer.store.errors import (
 from finetune_trainer.store.objects import S3Settings, join_key, open_store, read_lines
 from finetune_trainer.store.s3 import S3Store, s3_client
 from tests.cluster.s3 import S3Server
-from tests.train.store.conftest import Place
+from tests.train.store.conftest import Between, Place
 
 
 def test_what_is_put_is_what_is_read(place: Place, tmp_path: Path) -> None:
@@ -316,16 +316,6 @@ def test_the_store_loads_without_torch_or_boto3() -> None:
 # Servers that misbehave: a client between the store and the real server
 
 
-class Between:
-    """Passes every call on to a real client; a subclass alters some."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-
 def _refusal(code: str, status: int) -> ClientError:
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
 
@@ -335,7 +325,7 @@ def test_a_server_that_refuses_conditions_is_told(settings: S3Settings) -> None:
         def put_object(self, **arguments: Any) -> Any:
             if "IfNoneMatch" in arguments:
                 raise _refusal("NotImplemented", 501)
-            return self._client.put_object(**arguments)
+            return self.real.put_object(**arguments)
 
     store = S3Store(Old(s3_client(settings)), "team-a")
     error = _error(lambda: store.put_if_absent("old", b"x"), ConditionalWriteUnsupported)
@@ -350,7 +340,7 @@ def test_a_conflict_between_writers_is_tried_again(settings: S3Settings) -> None
             self.left -= 1
             if self.left >= 0:
                 raise _refusal("ConditionalRequestConflict", 409)
-            return self._client.put_object(**arguments)
+            return self.real.put_object(**arguments)
 
     waits: list[float] = []
     store = S3Store(Busy(s3_client(settings)), "team-a", sleep=waits.append)
@@ -365,7 +355,7 @@ class Breaking(Between):
     """Breaks each body after its first piece."""
 
     def get_object(self, **arguments: Any) -> Any:
-        answer = self._client.get_object(**arguments)
+        answer = self.real.get_object(**arguments)
         answer["Body"] = BreakingBody(answer["Body"])
         return answer
 
@@ -377,7 +367,7 @@ class BreakingBody(Between):
         self.pieces += 1
         if self.pieces > 1:
             raise ReadTimeoutError(endpoint_url="x")
-        return bytes(self._client.read(amount))
+        return bytes(self.real.read(amount))
 
 
 def test_a_broken_download_is_picked_up_where_it_broke(settings: S3Settings) -> None:

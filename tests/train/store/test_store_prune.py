@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,10 +10,11 @@ from finetune_trainer.store.checkpoints import list_checkpoints, restore
 from finetune_trainer.store.errors import (
     CheckpointInvalid,
     StorageUnavailable,
+    Superseded,
 )
-from finetune_trainer.store.objects import ObjectStore, join_key
+from finetune_trainer.store.objects import join_key
 from finetune_trainer.store.writer import CheckpointWriter
-from tests.train.store.conftest import Run, committed, steps
+from tests.train.store.conftest import Between, Run, Same, committed, damage_flip, steps
 
 
 def test_pruning_keeps_the_newest_the_named_and_the_one_resumed_from(run: Run) -> None:
@@ -98,14 +98,8 @@ def test_restoring_what_was_pruned_is_told(run: Run, tmp_path: Path) -> None:
 
 
 def test_pruning_that_is_cut_off_leaves_no_checkpoint_without_its_parts(run: Run) -> None:
-    class CutOff:
+    class CutOff(Between):
         left = 1
-
-        def __init__(self, store: ObjectStore) -> None:
-            self.real = store
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.real, name)
 
         def delete(self, key: str) -> None:
             if self.left == 0:
@@ -120,3 +114,63 @@ def test_pruning_that_is_cut_off_leaves_no_checkpoint_without_its_parts(run: Run
     assert len([key for key in run.place.list_keys() if "step-10" in key]) == 2
     assert writer.prune(keep_last=1) == ()
     assert [key for key in run.place.list_keys() if "step-10" in key] == []
+
+
+# An old attempt whose prune goes on after a newer one started
+
+
+def test_a_newer_attempt_never_resumes_from_what_a_stalled_prune_still_removes(run: Run) -> None:
+    """The newest checkpoint is damaged while the old prune stands still before its first deletion of step 10."""
+    told: list[str] = []
+
+    class Stalled(Between):
+        def delete(self, key: str) -> None:
+            if not told:
+                damage_flip(run.place.folder / "checkpoints/fence-1/step-20/adapter.safetensors")
+                with pytest.raises(CheckpointInvalid) as caught:
+                    run.start(attempt=2)
+                told.append(str(caught.value))
+            self.real.delete(key)
+
+    writer, _ = committed(run, 10, 20)
+    stalled = CheckpointWriter(Stalled(run.place.store), run.place.prefix, writer.fence)
+    # From the moment it says what it removes, step 10 is gone for every later start, though its files are there.
+    assert stalled.prune(keep_last=1) == (10,)
+    assert len(told) == 1 and "none of the 1 checkpoints" in told[0]
+
+
+def test_a_prune_that_was_overtaken_before_its_first_deletion_removes_nothing(run: Run, same_folder: Same) -> None:
+    newer: list[CheckpointWriter] = []
+
+    class Overtaken(Between):
+        def put(self, key: str, data: bytes | Path) -> None:
+            newer.append(run.start(attempt=2, max_step=15)[1])
+            self.real.put(key, data)
+
+    writer, folders = committed(run, 10, 20)
+    with pytest.raises(Superseded):
+        CheckpointWriter(Overtaken(run.place.store), run.place.prefix, writer.fence).prune(keep_last=1)
+    newer[0].commit(25, run.saved(25), world_size=1)
+    assert steps(run.place) == [25, 10]
+    restore(run.place.store, run.place.prefix, newer[0].fence.chain[0], run.work / "check")
+    assert same_folder(run.work / "check", folders[10])
+    # The list of the prune that did not happen goes with the next one that does.
+    _, writer, _ = run.start(attempt=3)
+    writer.prune(keep_last=1)
+    assert [key for key in run.place.list_keys() if "removals" in key] == []
+
+
+def test_a_prune_that_was_killed_is_finished_by_the_next(run: Run, same_folder: Same) -> None:
+    class Killed(Between):
+        def delete(self, key: str) -> None:
+            raise StorageUnavailable("no answer")
+
+    writer, folders = committed(run, 10, 20, 30)
+    with pytest.raises(StorageUnavailable):
+        CheckpointWriter(Killed(run.place.store), run.place.prefix, writer.fence).prune(keep_last=1)
+    assert steps(run.place) == [30]
+    start, writer, target = run.start(attempt=2)
+    assert [ref.step for ref in start.fence.chain] == [30] and same_folder(target, folders[30])
+    writer.prune(keep_last=5)
+    assert [key for key in run.place.list_keys() if "step-" in key and "step-30" not in key] == []
+    assert [key for key in run.place.list_keys() if "removals" in key] == []

@@ -14,6 +14,7 @@ from finetune_trainer.store.errors import CheckpointInvalid, StorageUnavailable
 from finetune_trainer.store.local import LocalStore
 from finetune_trainer.store.objects import S3Settings
 from finetune_trainer.store.s3 import S3Store, s3_client
+from tests.train.store.conftest import Between
 
 COUNT = 12
 
@@ -81,17 +82,11 @@ def test_the_first_damaged_file_ends_a_download_and_leaves_nothing(folder: Path,
 
 
 def test_a_listing_goes_on_over_several_pages(settings: S3Settings) -> None:
-    class ShortPages:
-        def __init__(self) -> None:
-            self.client = s3_client(settings)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.client, name)
-
+    class ShortPages(Between):
         def list_objects_v2(self, **arguments: Any) -> Any:
-            return self.client.list_objects_v2(MaxKeys=2, **arguments)
+            return self.real.list_objects_v2(MaxKeys=2, **arguments)
 
-    store = S3Store(ShortPages(), "team-a")
+    store = S3Store(ShortPages(s3_client(settings)), "team-a")
     for number in range(5):
         store.put(f"pages/{number}", b"x")
     assert [item.key for item in store.list("pages/")] == [f"pages/{number}" for number in range(5)]

@@ -36,11 +36,14 @@ def _work(root: Path, micro: int, accumulation: int, ranks: int, **changes: Any)
     return work
 
 
-@pytest.mark.parametrize(("micro", "accumulation", "ranks"), [(8, 1, 1), (1, 8, 1), (3, 2, 2)])
+@pytest.mark.parametrize(
+    ("micro", "accumulation", "ranks", "packing"),
+    [(8, 1, 1, False), (1, 8, 1, False), (3, 2, 2, False), (2, 2, 2, True)],
+)
 def test_a_step_has_the_gradient_of_the_mean_over_all_hidden_tokens(
-    tmp_path: Path, micro: int, accumulation: int, ranks: int
+    tmp_path: Path, micro: int, accumulation: int, ranks: int, packing: bool
 ) -> None:
-    work = _work(tmp_path / "w", micro, accumulation, ranks)
+    work = _work(tmp_path / "w", micro, accumulation, ranks, packing=packing)
     assert launch(partial(save_gradient, flat=_flat_gradient), ranks, str(work.root)) == [0] * ranks
     reference = in_child(_plain_gradient, str(work.root))
     found = np.load(work.root / "gradient-0.npy")
@@ -59,7 +62,7 @@ def _plain_gradient(root: str) -> Any:
 
     engine = build_engine_in(root)
     model = AutoModelForMaskedLM.from_pretrained(Path(root) / "inputs/model", dtype=torch.float32).eval()
-    assert len(engine._records) == 8
+    assert len(engine._records) == (7 if engine.objective.run.hyperparameters.packing else 8)
     total, tokens = torch.zeros(()), 0
     for item in engine._records:
         ids, labels = (torch.from_numpy(a.astype("int64")) for a in (item.input_ids, item.labels))
@@ -69,6 +72,34 @@ def _plain_gradient(root: str) -> Any:
         tokens += int(hidden.sum())
     (total / tokens).backward()
     return _flat_gradient(model)
+
+
+def test_packed_blocks_are_the_texts_one_after_another_with_the_same_share_hidden(tmp_path: Path) -> None:
+    work = _work(tmp_path / "w", 2, 2, 1, packing=True)
+    texts, blocks = in_child(_packed, str(work.root))
+    whole = [token for block in blocks for token in block["tokens"]]
+    assert [block["length"] for block in blocks] == [64] * (len(blocks) - 1) + [len(whole) % 64 or 64]
+    ends = [k + 1 for k, token in enumerate(whole) if token == 1]
+    assert ends[-1] == len(whole)
+    found = [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    assert len(found) == 8
+    assert all(document in texts for document in found), "framed as each would be alone, and none cut or lost"
+    for block in blocks:
+        ordinary = sum(token > 3 for token in block["tokens"])
+        assert block["hidden"] == max(round(0.15 * ordinary), 1)
+
+
+def _packed(root: str) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    """(each text as <s> … </s>, what the packed items hold: their tokens with the hidden ones put back)."""
+    engine = build_engine_in(root)
+    tokenizer = engine.objective.tokenizer
+    texts = [[0, *tokenizer(row["text"], add_special_tokens=False)["input_ids"], 1] for row in UNEVEN]
+    blocks = []
+    for item in engine._records:
+        hidden = item.labels != -100
+        tokens = np.where(hidden, item.labels, item.input_ids)
+        blocks.append({"tokens": tokens.tolist(), "length": len(tokens), "hidden": int(hidden.sum())})
+    return texts, blocks
 
 
 def test_two_ranks_log_the_losses_of_one(tmp_path: Path) -> None:

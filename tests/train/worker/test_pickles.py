@@ -102,6 +102,17 @@ def test_pickled_weights_among_the_inputs_are_refused_by_name_and_never_run(
     _refused(work, tmp_path / "was-run", path.name)
 
 
+def test_pickles_beside_safetensors_are_never_read(finished: Work, tmp_path: Path) -> None:
+    """They are not fetched either; a folder that is mounted may still show them."""
+    places = [IN_INPUTS[place] for place in ("earlier adapter", "base model")]
+    work = places[0][1].work(tmp_path / "w")
+    shutil.copytree(finished.root / "artifact/adapter", work.root / "inputs/adapter")
+    for name, _ in places:
+        in_child(plant_pickle, str(work.root / name), "weights", str(tmp_path / "was-run"))
+    assert work.train() == [0], work.logged()
+    assert not (tmp_path / "was-run").exists()
+
+
 @pytest.mark.parametrize("make", ["torch", "plain"])
 def test_files_that_are_no_state_are_told_from_state(finished: Work, tmp_path: Path, make: str) -> None:
     """A pickle without torch's container is refused too, and what a run has written itself is let through."""

@@ -318,6 +318,46 @@ def _two_snapshots(root: str) -> dict[str, Any]:
     }
 
 
+def test_pinned_memory_is_counted_by_the_next_power_of_two() -> None:
+    """As torch's host allocator takes it. None of a file is held twice, and buffers of other shapes are of no use."""
+    assert in_child(_counted) == {
+        "bytes on a GPU": [0, 1, 1024, 2048, 4096],
+        "bytes on the host": [0, 1, 1024, 1025, 4095],
+        "held with 8 MiB free": [False, True, True, False],
+        "held with 6 MiB free": [False, False, True, False],
+    }
+
+
+def _counted() -> dict[str, Any]:
+    import torch
+
+    from finetune_trainer.worker import snapshot as module
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    def held(content: Any, free: int) -> bool:
+        module.available_bytes = lambda: free
+        taken = module.Snapshot()
+        with taken.taking():
+            taken._hold(Path("x"), other, lambda content, path: None)
+        with taken.taking():
+            taken._hold(Path("x"), content, lambda content, path: None)
+        return bool(taken.files)
+
+    other = torch.empty(2 << 20, dtype=torch.uint8)
+    plain = torch.empty(3 << 20, dtype=torch.uint8)  # 4 MiB if pinned
+    pinned = plain.as_subclass(OnGpu)
+    contents = [{"a": pinned, "b": pinned[:1]}, {"a": pinned, "b": pinned}, [plain], [plain, plain[1:]]]
+    sizes = [torch.empty(size, dtype=torch.uint8) for size in (0, 1, 1024, 1025, 4095)]
+    return {
+        "bytes on a GPU": [module.host_bytes(size.as_subclass(OnGpu)) for size in sizes],
+        "bytes on the host": [module.host_bytes(size) for size in sizes],
+        "held with 8 MiB free": [held(content, 8 << 20) for content in contents],
+        "held with 6 MiB free": [held(content, 6 << 20) for content in contents],
+    }
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [

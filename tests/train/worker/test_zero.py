@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.worker.runs import FULL, LORA, Work, in_child, plant_pickle, work_for
+from tests.train.worker.runs import FULL, LORA, Work, finish, in_child, plant_pickle, start, work_for
+from tests.train.worker.test_features_best import _same, worsening
 
 DROPOUT = {"lora": {**LORA, "dropout": 0.2}}
 
@@ -113,3 +117,35 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, sharded: Work) -
     error = resumed.read("state/error-0.json")
     assert (error["class"], error["field"]) == ("InvalidSpec", "spec.resources.gpus")
     assert "the number of processes of the run has to be 2" in error["message"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_of_several_nodes_each_takes_the_best_step_back_from_its_own_shards(tmp_path: Path, stage: int) -> None:
+    """A node's disk holds what its own ranks wrote; only rank 0 writes what all of them need."""
+    work = worsening(tmp_path / "node-0", totalSteps=8, zeroStage=stage, learningRate=3e-2, microBatchSize=2)
+    document = work.run.to_json()
+    document["checkpoint"]["keepBest"] = 1
+    document["resources"] |= {"nodes": 2, "processesPerNode": 1}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    shutil.copytree(work.root, tmp_path / "node-1")
+    assert finish(start(_lone_on_its_node, 2, str(tmp_path))) == [0, 0], work.logged()
+    training = work.read("artifact/report.json")["training"]
+    best = training["publishedStep"]
+    assert best < training["steps"] == 8
+    assert (
+        work.read("state/result.json")["evalLoss"] == work.read("artifact/report.json")["evaluation"]["tuned"]["loss"]
+    )
+    assert in_child(_same, str(work.root / "best"), str(work.root / "artifact/adapter"))
+    names = {path.name for path in (tmp_path / "node-1/best").rglob("*_states.pt")}
+    assert not any("pp_rank_0" in name for name in names), "no shard has travelled"
+
+
+def _lone_on_its_node(folder: str, env: dict[str, str]) -> int:
+    from finetune_trainer.worker.main import main
+
+    root = Path(folder) / f"node-{env['RANK']}"
+    os.environ.update({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"})
+    log = os.open(root / "worker-0.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    return main(["--run-file", f"{folder}/run.json", "--work", str(root)])

@@ -1,9 +1,10 @@
 """The first size rule: near published measurements where they can be compared, and right in its directions.
 
-The rows are a hand-picked part of the public reports: one GPU, no sharding, LoRA or QLoRA, and a model whose width,
-depth and vocabulary are known to us. Left out are full tuning in pure 16 bit (we keep fp32 master weights), adapters
-that also train embeddings, other quantisations, and several GPUs. A tolerance of 30% is wide: this is a rule of thumb
-that chooses a pool, not a promise. Most of the reports give allocated memory; reserved memory is higher.
+The rows are those of the public reports with one GPU, no sharding, LoRA or QLoRA, and settings that are known to us.
+Left out are full tuning in pure 16 bit (we keep fp32 master weights), adapters that also train embeddings, other
+quantisations, several GPUs, gemma-2 (soft-capped attention) and phi-1.5 (up to 38% too much). docs/planning.md has the
+residual of each. Most of the reports give allocated memory;
+reserved memory is higher.
 """
 
 from __future__ import annotations
@@ -13,50 +14,77 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.job import MasterWeights, Optimizer, Precision, QuantizationType, Task, TuningType
+from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.memory import GIB, Shape, estimate
+from finetune_api.planner.optimization import optimization
+from finetune_api.planner.shape import shape_of
 from finetune_api.status import ModelFacts
-from tests.unit.api.values import model_facts
+from tests.unit.api.values import model_facts, preflight, spec
 
 LORA, QLORA = TuningType.LORA, TuningType.QLORA
 
-# parameters, hidden size, layers, vocabulary: from the models' config.json
+# parameters, hidden size, layers, vocabulary, inner width, model type: from the models' config.json
 SHAPES = {
-    "Qwen-1.8B": (1.84e9, 2048, 24, 151936),
-    "Qwen-7B": (7.72e9, 4096, 32, 151936),
-    "Qwen-14B": (14.17e9, 5120, 40, 152064),
-    "llama-2-7b": (6.74e9, 4096, 32, 32000),
-    "llama-2-13b": (13.02e9, 5120, 40, 32000),
-    "mistral-7b": (7.24e9, 4096, 32, 32000),
-    "falcon-7b": (7.22e9, 4544, 32, 65024),
-    "phi-2": (2.78e9, 2560, 32, 51200),
-    "tiny-llama-1.1b": (1.1e9, 2048, 22, 32000),
+    "Qwen-1.8B": (1.84e9, 2048, 24, 151936, 5504, "llama"),
+    "Qwen-7B": (7.72e9, 4096, 32, 151936, 11008, "llama"),
+    "Qwen-14B": (14.17e9, 5120, 40, 152064, 13696, "llama"),
+    "llama-2-7b": (6.74e9, 4096, 32, 32000, 11008, "llama"),
+    "llama-2-13b": (13.02e9, 5120, 40, 32000, 13824, "llama"),
+    "llama-3-8b": (8.03e9, 4096, 32, 128256, 14336, "llama"),
+    "llama-3.2-3b": (3.21e9, 3072, 28, 128256, 8192, "llama"),
+    "mistral-7b": (7.24e9, 4096, 32, 32000, 14336, "mistral"),
+    "falcon-7b": (7.22e9, 4544, 32, 65024, 18176, "falcon"),
+    "gemma-2b": (2.51e9, 2048, 18, 256000, 16384, "gemma"),
+    "gemma-7b": (8.54e9, 3072, 28, 256000, 24576, "gemma"),
+    "phi-2": (2.78e9, 2560, 32, 51200, 10240, "phi"),
+    "phi-3-mini": (3.82e9, 3072, 32, 32064, 8192, "phi3"),
+    "stablelm-3b": (3.64e9, 4096, 16, 50432, 16384, "gpt_neox"),
+    "tiny-llama-1.1b": (1.1e9, 2048, 22, 32000, 5632, "llama"),
 }
 
-# model, method, micro batch, length, gradient checkpointing, LoRA rank, measured GB per GPU
 QWEN = "QwenLM/Qwen README, profiling table (A100-80)"
 LITGPT_A10G = "Lightning-AI/litgpt config_hub/finetune/README.md (A10G, allocated)"
 LITGPT_A100 = "Lightning-AI/litgpt tutorials/resource-tables.md (A100-40, allocated)"
+EVERY, QUERY_AND_VALUE = 1.0, 0.24
+# model, method, micro batch, length, LoRA rank, share of the linear layers with an adapter, measured GB per GPU
 MEASURED = [
-    ("Qwen-1.8B", LORA, 1, 1024, True, 64, 8.4, QWEN),
-    ("Qwen-7B", LORA, 1, 1024, True, 64, 21.5, QWEN),
-    ("Qwen-7B", LORA, 1, 8192, True, 64, 36.6, QWEN),
-    ("Qwen-14B", LORA, 1, 2048, True, 64, 37.4, QWEN),
-    ("Qwen-14B", LORA, 1, 8192, True, 64, 55.2, QWEN),
-    ("falcon-7b", LORA, 1, 512, False, 32, 16.69, LITGPT_A10G),
-    ("falcon-7b", QLORA, 1, 512, False, 32, 9.44, LITGPT_A10G),
-    ("mistral-7b", LORA, 2, 512, False, 32, 20.66, LITGPT_A10G),
-    ("phi-2", LORA, 4, 512, False, 32, 13.98, LITGPT_A10G),
-    ("tiny-llama-1.1b", LORA, 8, 512, False, 32, 13.5, LITGPT_A10G),
-    ("llama-2-7b", LORA, 1, 1304, False, 8, 21.3, LITGPT_A100),
-    ("llama-2-7b", QLORA, 1, 1304, False, 8, 13.84, LITGPT_A100),
-    ("llama-2-13b", LORA, 1, 1304, False, 8, 38.12, LITGPT_A100),
-    ("llama-2-13b", QLORA, 1, 1304, False, 8, 22.55, LITGPT_A100),
+    ("Qwen-1.8B", LORA, 1, 1024, 64, EVERY, 8.4, QWEN),
+    ("Qwen-7B", LORA, 1, 1024, 64, EVERY, 21.5, QWEN),
+    ("Qwen-7B", LORA, 1, 8192, 64, EVERY, 36.6, QWEN),
+    ("Qwen-14B", LORA, 1, 2048, 64, EVERY, 37.4, QWEN),
+    ("Qwen-14B", LORA, 1, 8192, 64, EVERY, 55.2, QWEN),
+    ("falcon-7b", LORA, 1, 512, 32, QUERY_AND_VALUE, 16.69, LITGPT_A10G),
+    ("gemma-2b", LORA, 2, 512, 8, EVERY, 12.62, LITGPT_A10G),
+    ("llama-2-7b", LORA, 2, 512, 32, QUERY_AND_VALUE, 19.77, LITGPT_A10G),
+    ("llama-3-8b", LORA, 1, 512, 32, QUERY_AND_VALUE, 19.73, LITGPT_A10G),
+    ("llama-3.2-3b", LORA, 1, 512, 32, QUERY_AND_VALUE, 9.67, LITGPT_A10G),
+    ("mistral-7b", LORA, 2, 512, 32, QUERY_AND_VALUE, 20.66, LITGPT_A10G),
+    ("phi-2", LORA, 4, 512, 8, EVERY, 13.98, LITGPT_A10G),
+    ("phi-3-mini", LORA, 4, 512, 8, EVERY, 19.75, LITGPT_A10G),
+    ("stablelm-3b", LORA, 1, 512, 32, QUERY_AND_VALUE, 8.58, LITGPT_A10G),
+    ("tiny-llama-1.1b", LORA, 8, 512, 32, EVERY, 13.5, LITGPT_A10G),
+    ("llama-2-7b", LORA, 1, 1304, 8, QUERY_AND_VALUE, 21.3, LITGPT_A100),
+    ("llama-2-7b", LORA, 2, 1304, 8, QUERY_AND_VALUE, 29.07, LITGPT_A100),
+    ("llama-2-13b", LORA, 1, 1304, 8, QUERY_AND_VALUE, 38.12, LITGPT_A100),
+    ("falcon-7b", QLORA, 1, 512, 32, QUERY_AND_VALUE, 9.44, LITGPT_A10G),
+    ("gemma-2b", QLORA, 2, 512, 16, EVERY, 11.58, LITGPT_A10G),
+    ("gemma-7b", QLORA, 1, 512, 16, EVERY, 17.18, LITGPT_A10G),
+    ("llama-2-7b", QLORA, 2, 512, 32, QUERY_AND_VALUE, 13.68, LITGPT_A10G),
+    ("llama-3-8b", QLORA, 2, 512, 32, QUERY_AND_VALUE, 17.41, LITGPT_A10G),
+    ("llama-3.2-3b", QLORA, 2, 512, 32, QUERY_AND_VALUE, 10.3, LITGPT_A10G),
+    ("mistral-7b", QLORA, 2, 512, 32, QUERY_AND_VALUE, 14.29, LITGPT_A10G),
+    ("phi-2", QLORA, 4, 512, 8, EVERY, 14.27, LITGPT_A10G),
+    ("phi-3-mini", QLORA, 4, 512, 8, EVERY, 19.13, LITGPT_A10G),
+    ("stablelm-3b", QLORA, 1, 512, 32, QUERY_AND_VALUE, 5.24, LITGPT_A10G),
+    ("tiny-llama-1.1b", QLORA, 8, 512, 32, EVERY, 16.24, LITGPT_A10G),
+    ("llama-2-7b", QLORA, 1, 1304, 8, QUERY_AND_VALUE, 13.84, LITGPT_A100),
+    ("llama-2-13b", QLORA, 1, 1304, 8, QUERY_AND_VALUE, 22.55, LITGPT_A100),
 ]
 
 
 def facts(name: str) -> ModelFacts:
-    parameters, hidden, layers, vocabulary = SHAPES[name]
-    return model_facts(int(parameters), hidden_size=hidden, layers=layers, vocabulary_size=vocabulary)
+    parameters, hidden, layers, vocabulary, _, kind = SHAPES[name]
+    return model_facts(int(parameters), hidden_size=hidden, layers=layers, vocabulary_size=vocabulary, model_type=kind)
 
 
 def shape(kind: TuningType = LORA, **changes: object) -> Shape:
@@ -77,20 +105,31 @@ def shape(kind: TuningType = LORA, **changes: object) -> Shape:
 
 
 @pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}x{row[3]}")
-def test_the_estimate_is_within_30_percent_of_a_published_measurement(row: tuple) -> None:
-    name, kind, micro, length, recompute, rank, measured, _source = row
+def test_the_estimate_is_near_a_published_measurement_and_rather_above_it(row: tuple) -> None:
+    name, kind, micro, length, rank, adapted, measured, source = row
     found = estimate(
         facts(name),
         shape(
             kind,
             micro_batch_size=micro,
             sequence_length=length,
-            gradient_checkpointing=recompute,
+            gradient_checkpointing=source == QWEN,
             lora_rank=rank,
+            adapted_share=adapted,
+            double_quant=source != LITGPT_A10G,
         ),
     )
-    decimal = found.total_gib * GIB / 1e9
-    assert decimal == pytest.approx(measured, rel=0.30)
+    estimated = found.total_gib * GIB
+    if kind == QLORA:
+        estimated += kept_by_their_bitsandbytes(name, micro * length)
+    assert 0.92 < estimated / (measured * 1e9) < 1.26
+
+
+def kept_by_their_bitsandbytes(name: str, tokens: int) -> float:
+    """Bytes that today's bitsandbytes does not hold: until July 2024 (its pull request 1270) a 4-bit layer kept its
+    input. Layers with the same input share it; the attention's output is kept in any case."""
+    _, hidden, layers, _, inner, _ = SHAPES[name]
+    return 2.0 * tokens * layers * (2 * hidden + inner)
 
 
 def test_the_parts_add_up_to_the_total() -> None:
@@ -177,6 +216,62 @@ def test_virtual_tokens_lengthen_every_row() -> None:
     plain = estimate(model, shape(TuningType.PROMPT_TUNING, sequence_length=412))
     longer = estimate(model, shape(TuningType.PROMPT_TUNING, sequence_length=412, virtual_tokens=100))
     assert longer.activations_gib == pytest.approx(plain.activations_gib * 512 / 412, rel=0.01)
+
+
+def test_a_layer_keeps_what_its_backward_pass_needs() -> None:
+    """Llama-2-7b: fp32 inputs of two norms; q, k, v, attention; three numbers of the inner width; adapters' inputs."""
+    model, tokens = facts("llama-2-7b"), 1304
+    layer = 2 * 4 * 4096 + 2 * (4 * 4096 + 3 * 11008)
+    adapters, norms = 3 * (6 * 4096 + 11008), 2 * 4 * 4096
+    logits = 10 * 32000
+    for share in (0.0, 0.5, 1.0):
+        found = estimate(model, shape(sequence_length=tokens, adapted_share=share)).activations_gib
+        assert found == pytest.approx(tokens * (32 * (layer + share * adapters) + logits) / GIB, rel=0.02)
+    full = estimate(model, shape(TuningType.FULL, sequence_length=tokens)).activations_gib
+    assert full == pytest.approx(tokens * (32 * (layer + norms + 2 * (5 * 4096 + 11008)) + logits) / GIB, rel=0.02)
+
+
+def test_a_feed_forward_without_a_gate_keeps_less_and_a_wide_one_more() -> None:
+    falcon = facts("falcon-7b")
+    gated = estimate(falcon.model_copy(update={"model_type": "llama"}), shape()).activations_gib
+    assert estimate(falcon, shape()).activations_gib < gated
+    gemma = estimate(facts("gemma-7b"), shape(adapted_share=0.0)).activations_gib
+    kept = 28 * (2 * 4 * 3072 + 2 * (4 * 3072 + 3 * 24576)) + 10 * 256000
+    assert gemma == pytest.approx(512 * kept / GIB, rel=0.03)
+
+
+def test_experts_that_a_token_does_not_see_keep_nothing() -> None:
+    dense = facts("mistral-7b")
+    mixture = dense.model_copy(update={"parameters": 46_700_000_000, "experts": 8})
+    assert estimate(mixture, shape()).activations_gib < 1.1 * estimate(dense, shape()).activations_gib
+
+
+def test_a_quantised_base_needs_room_to_unpack_its_largest_layer() -> None:
+    model = facts("llama-2-7b")
+    quantised, plain = estimate(model, shape(QLORA)), estimate(model, shape(LORA))
+    assert quantised.activations_gib - plain.activations_gib == pytest.approx(2 * 4096 * 11008 / GIB, abs=0.011)
+
+
+def test_constants_that_are_not_quantised_too_take_half_a_bit() -> None:
+    model = facts("llama-2-7b")
+    plain = estimate(model, shape(QLORA, double_quant=False)).weights_gib
+    double = estimate(model, shape(QLORA)).weights_gib
+    assert plain - double == pytest.approx((6.74e9 - 2 * 32000 * 4096) * (0.5 - 0.127) / 8 / GIB, abs=0.011)
+    single = spec(tuning={"quantization": {"doubleQuant": False}})
+    hp = optimization(single, 10**9, Ledger(), on_cpu=False, zero_stage=0)
+    assert not shape_of(single, preflight(single), hp, 512, world_size=1, zero_stage=0, on_cpu=False).double_quant
+
+
+@pytest.mark.parametrize(
+    ("names", "share"),
+    [(None, 1.0), (["q_proj", "v_proj"], 0.24), (["all-linear"], 1.0), ([".*attn.*"], 1.0)],
+    ids=["default", "two names", "all-linear", "pattern"],
+)
+def test_named_target_modules_tell_the_share_of_layers_with_an_adapter(names: list[str] | None, share: float) -> None:
+    job = spec(tuning={"lora": {"targetModules": names}} if names else {})
+    hp = optimization(job, 10**9, Ledger(), on_cpu=False, zero_stage=0)
+    found = shape_of(job, preflight(job), hp, 512, world_size=1, zero_stage=0, on_cpu=False)
+    assert found.adapted_share == pytest.approx(share)
 
 
 def test_a_frozen_share_needs_no_gradients() -> None:

@@ -300,3 +300,31 @@ def test_a_preflight_is_tried_again_as_often_as_its_class_allows() -> None:
     assert (first.failures, first.state) == (1, State.PREFLIGHT)
     again = first.model_copy(update={"next_attempt_time": None})
     assert decide(look(status=again, pods=(pod,)), CONFIG).status.state == State.INVALID
+
+
+def test_a_preflights_bound_is_that_of_its_class_and_not_of_all_failures_together() -> None:
+    silent = said([Finding(failure_class="StorageUnavailable", message="no answer")])
+    no_answer = ended(a_pod("pre", role=naming.ROLE_PREFLIGHT), 86, silent)
+    no_memory = ended(a_pod("pre", role=naming.ROLE_PREFLIGHT), 137, exit_reason="OOMKilled")
+    status = seen_before()
+    for pod, counts in (
+        (no_answer, {"StorageUnavailable": 1}),
+        (no_answer, {"StorageUnavailable": 2}),
+        (no_memory, {"StorageUnavailable": 2, "OutOfHostMemory": 1}),
+    ):
+        status = decide(look(status=status, pods=(pod,)), CONFIG).status
+        assert (status.state, status.preflight_failures) == (State.PREFLIGHT, counts)
+        status = status.model_copy(update={"next_attempt_time": None})
+    assert status.failures == 3
+    assert decide(look(status=status, pods=(no_memory,)), CONFIG).status.state == State.INVALID, "its own second"
+    assert decide(look(status=status, pods=(no_answer,)), CONFIG).status.state == State.INVALID, "retry.maxFailures"
+
+
+def test_what_preflights_counted_ends_with_the_plan_and_with_an_edit() -> None:
+    failed = seen_before(failures=1, preflight_failures={"OutOfHostMemory": 1})
+    edited = decide(look(status=failed.model_copy(update={"observed_generation": 0}), preflights=()), CONFIG).status
+    assert (edited.failures, edited.preflight_failures) == (None, {})
+    found = failed.model_copy(update={"preflight": passed(a_spec())})
+    planned = decide(look(status=found, preflights=(), pools=(a_pool(),)), CONFIG).status
+    assert planned.plan is not None
+    assert (planned.failures, planned.preflight_failures) == (None, {})

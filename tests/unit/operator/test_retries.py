@@ -142,6 +142,21 @@ def test_a_guards_decisions_are_progress_but_not_without_end() -> None:
     assert endless.endings["RolledBack"] == 11 + 5
 
 
+def test_a_rollback_inside_an_attempt_is_progress_though_its_checkpoints_are_behind_the_newest() -> None:
+    world = World(outcomes=("Evicted",), run_seconds=20, words={"resumed_from_step": 40, "checkpoint_step": 40})
+    for number in range(1, 5):
+        world.run(lambda w, number=number: len(w.job.status.attempts) == number, seconds=2000)
+    assert world.job.status.interruptions_without_checkpoint == 4
+    world.run(lambda w: w.job.status.state == State.TRAINING)
+    world.words = {"resumed_from_step": 10, "checkpoint_step": 20}
+    gone_back = progress(attempt=5, rollbacks=1, resumed_from_step=10, checkpoint_step=20)
+    world.job = replace(world.job, status=world.job.status.model_copy(update={"progress": gone_back}))
+    world.run(lambda w: len(w.job.status.attempts) == 5 and w.job.status.current is None)
+    assert world.job.status.state == State.RETRYING
+    assert world.job.status.interruptions_without_checkpoint == 1
+    assert world.run_to_the_end().job.status.interruptions == 9, "once: the rollback is no news a second time"
+
+
 def test_a_checkpoint_that_was_only_taken_up_is_no_progress() -> None:
     status = lived("Evicted", words={"resumed_from_step": 40, "checkpoint_step": 40, "step": 45})
     assert status.failure is not None and status.failure.failure_class == "NoProgress"
@@ -157,6 +172,8 @@ def test_a_checkpoint_behind_one_that_a_guard_gave_up_is_progress() -> None:
     assert saved_step([saved(50, 10), saved(30, 20)]) == 30, "the run went back behind step 50"
     assert saved_step([saved(50, 10), saved(None, 20)]) == 20
     assert saved_step([saved(50, 10), saved(None, None)]) == 50
+    from_nothing = saved(None, None).model_copy(update={"step": 7})
+    assert saved_step([saved(50, 10), from_nothing]) == -1, "the run went back to its beginning"
 
 
 def test_status_keeps_of_each_attempt_where_it_began_how_it_ended_and_what_it_saved() -> None:

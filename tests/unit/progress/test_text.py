@@ -144,6 +144,14 @@ def test_every_reason_to_roll_back_has_words(reason: RollbackReason) -> None:
     assert "at step 4" in text.rollback_text(rollback)
 
 
+def test_every_part_of_the_time_is_shown_in_whole_seconds() -> None:
+    spent = Spent(start=1.9, restore=2, train=3.5, evaluate=4, save=5, redo=6.99)
+    assert text.time_spent(spent) == TimeSpent(
+        start_seconds=1, restore_seconds=2, train_seconds=3, evaluate_seconds=4, save_seconds=5, redo_seconds=6
+    )
+    assert len(TimeSpent.model_fields) == len(Spent.model_fields), "status would drop a part that it has no field for"
+
+
 def test_time_that_passes_is_no_news_but_is_kept_at_the_end() -> None:
     one = shown(spent=Spent(start=10.9))
     other = shown(spent=Spent(start=20.9))

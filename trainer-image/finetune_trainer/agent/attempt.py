@@ -51,6 +51,8 @@ T = TypeVar("T")
 _NO_FAILURES = (SUCCEEDED, STOPPED, REQUIREMENT_NOT_MET)
 _PUBLISHED_BEFORE = "An earlier attempt had published the artifact already."
 _LOG_SECONDS = 10.0
+# How much of the stop budget the last checkpoint may take before a guard's change, whose few requests need the rest.
+_SETTLE_SHARE = 0.8
 
 
 class Attempt:
@@ -182,8 +184,6 @@ class Attempt:
         found = self._run_workers(run)
         while isinstance(found, Change):
             self._change(run, found)
-            if run.resources.nodes > 1:
-                return End(ROLLED_BACK, found.message)
             if self._stop.requested:
                 return End(STOPPED, f"Stopped on request; the next attempt begins with a change. {found.message}")
             found = self._run_workers(run)
@@ -207,6 +207,8 @@ class Attempt:
         publisher = Publisher(self._work, self._writer, uploader, supervisor, self._stop, self._board, self._log)
         document = self._board.document
         answer = guarding.answer(self._guards, end, run, stage=document.stage, step=document.step)
+        if isinstance(answer, Change) and run.resources.nodes > 1:
+            return self._leave_change(run, answer, uploader, supervisor)
         if isinstance(answer, Change):
             to_step = answer.to_step
             try:
@@ -226,25 +228,60 @@ class Attempt:
     def _change(self, run: RunFile, change: Change) -> None:
         """A new start that holds the change; the work directory is as at the first one, the inputs are still there."""
         assert self._writer is not None  # only node 0 changes anything
-        self._log.warning("guard", message=change.message, **change.guards.to_json())
+        self._tell_change(change)
         store, prefix, step = self._writer.store, self._writer.prefix, self._board.document.step
         self._prepare()
         resumed = self._stoppable(lambda: self._take_over(run, store, prefix, change))
         self._times.roll_back(step, resumed)
 
+    def _leave_change(self, run: RunFile, change: Change, uploader: CheckpointUploader, supervisor: Supervisor) -> End:
+        """A gang's change is in the output for the next attempt; a stop ends the work for it only with its budget."""
+        assert self._writer is not None  # only node 0 changes anything
+        self._tell_change(change)
+        store, prefix, step = self._writer.store, self._writer.prefix, self._board.document.step
+        begun, limit = time.monotonic(), _SETTLE_SHARE * self._settings.stop_seconds
+        try:
+            run_until(
+                lambda: time.monotonic() > (self._stop.time or begun) + limit, lambda: uploader.settle(change.to_step)
+            )
+        except OutOfTime:
+            self._log.warning("left early", why="the last checkpoint was not stored in time")
+        try:
+            fence = run_until(
+                supervisor.stop_is_over,
+                lambda: output_store.leave_change(store, prefix, run, self._settings.attempt, change),
+            )
+        except OutOfTime:
+            return End(STOPPED, f"Stopped on request before a guard's change was stored. {change.message}")
+        base = fence.base.step if fence.base else None
+        self._board.begin(base, fence.guards)
+        self._times.roll_back(step, base or 0)
+        return End(ROLLED_BACK, change.message)
+
+    def _tell_change(self, change: Change) -> None:
+        self._log.warning("guard", message=change.message, **change.guards.to_json())
+
     def _leave_gang(self, uploads: NodeUploads, supervisor: Supervisor, end: End) -> End:
-        """Node 0 knows how this node ended, and has this node's part of the last checkpoint, as far as time allows."""
-        settings = self._settings
+        """Node 0 knows how this node ended, and has this node's part of the last checkpoint, as far as time allows.
+
+        Kubernetes ends node 0 as soon as a node has failed. So one that failed for a reason to which node 0 may have an
+        answer stays until it has ended.
+        """
+        settings, ended = self._settings, guarding.collateral(end)
+        to_its_end = ended.outcome == "CollectiveFailed"
         if end.outcome not in _NO_FAILURES:
             place = settings.master, settings.master_progress_port
             peers.tell_node_0(*place, attempt=settings.attempt, node=settings.node_rank, end=end)
         limit = settings.peer_seconds if end.outcome == SUCCEEDED else settings.stop_seconds
         deadline = time.monotonic() + limit
         try:
-            run_until(lambda: time.monotonic() > deadline or supervisor.stop_is_over(), uploads.flush)
+            run_until(
+                lambda: time.monotonic() > deadline or supervisor.stop_is_over(),
+                lambda: uploads.flush(until_its_end=to_its_end),
+            )
         except OutOfTime:
-            self._log.warning("left early", why="node 0 did not store the last checkpoint in time")
-        return guarding.collateral(end)
+            self._log.warning("left early", why="node 0 had not done its last work in time")
+        return ended
 
     def _uploader(self, run: RunFile) -> CheckpointUploader | None:
         """The background uploader of node 0."""

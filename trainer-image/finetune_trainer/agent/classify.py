@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune_api.failures import TABLE, by_exit_code
-from finetune_api.guards import MAX_STEP, RollbackReason
-from finetune_trainer.agent.ending import STOPPED, Alarm, End, keep_end
+from finetune_trainer.agent.ending import STOPPED, End, keep_end, read_alarm
 from finetune_trainer.agent.gang import Exit
 
 _COLLECTIVE = "CollectiveFailed"
@@ -62,11 +61,4 @@ def _from_error_file(rank: str, error: Mapping[str, Any]) -> End:
     if TABLE[name].name == "Internal":
         trace = keep_end(str(error.get("traceback") or "").strip(), _TAIL_CHARACTERS)
         message = f"{message}\n{trace}" if trace else message
-    return End(name, message or f"{rank}: {TABLE[name].summary}", field, _alarm(error))
-
-
-def _alarm(error: Mapping[str, Any]) -> Alarm | None:
-    step, reason = error.get("onsetStep"), error.get("reason")
-    if not isinstance(step, int) or not 0 < step <= MAX_STEP or reason not in set(RollbackReason):
-        return None
-    return Alarm(RollbackReason(reason), step)
+    return End(name, message or f"{rank}: {TABLE[name].summary}", field, read_alarm(error))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finetune_api.documents import Spent, TerminationMessage
 from finetune_api.failures import TABLE, FinetuneError
-from finetune_api.guards import RollbackReason
+from finetune_api.guards import MAX_STEP, RollbackReason
 from finetune_trainer.agent.redaction import Redactor
 
 SUCCEEDED = "Succeeded"
@@ -28,6 +30,14 @@ class Alarm:
 
     reason: RollbackReason
     onset_step: int
+
+
+def read_alarm(told: Mapping[str, Any]) -> Alarm | None:
+    """The alarm in what a worker or another node tells of its end; None if there is none that makes sense."""
+    step, reason = told.get("onsetStep"), told.get("reason")
+    if not isinstance(step, int) or not 0 < step <= MAX_STEP or reason not in set(RollbackReason):
+        return None
+    return Alarm(RollbackReason(reason), step)
 
 
 @dataclass(frozen=True)

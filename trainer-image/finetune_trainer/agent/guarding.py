@@ -16,6 +16,8 @@ from finetune_trainer.agent.ending import Alarm, End
 
 _NO_MEMORY = "OutOfGpuMemory"
 _LOSS_CLASSES = ("LossSpike", "NonFiniteLoss")
+ANSWERED = (_NO_MEMORY, *_LOSS_CLASSES)
+"""What the guards may have an answer to. Of several nodes only node 0 gives it, as it alone keeps their state."""
 # A batch is on the GPU only after these.
 _BEFORE_A_BATCH = (Stage.STARTING, Stage.LOADING)
 
@@ -51,8 +53,8 @@ def farthest_rollback(run: RunFile) -> int:
 
 
 def collateral(end: End) -> End:
-    """How a node after the first ends: what node 0 has to answer is left to it, which alone keeps the guards' state."""
-    if end.outcome not in (_NO_MEMORY, *_LOSS_CLASSES):
+    """How a node after the first ends: what node 0 has to answer is left to it."""
+    if end.outcome not in ANSWERED:
         return end
     return End("CollectiveFailed", f"Node 0 decides what follows. {end.message}", end.field)
 

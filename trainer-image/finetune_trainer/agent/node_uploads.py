@@ -10,7 +10,7 @@ from typing import Any
 from finetune_api.failures import FinetuneError
 from finetune_trainer.agent import peers
 from finetune_trainer.agent.log import Log
-from finetune_trainer.agent.workdir import WorkDir, delete_checkpoint
+from finetune_trainer.agent.workdir import ReadyCheckpoint, WorkDir, delete_checkpoint
 from finetune_trainer.store.errors import Superseded
 from finetune_trainer.store.nodes import NodeUploader
 
@@ -23,7 +23,8 @@ _TRIES = 6
 class NodeUploads(threading.Thread):
     """Stores this node's part of the very steps that node 0 stores, one at a time, in the background.
 
-    Node 0 says which step that is. Local checkpoints that it will not ask for any more are deleted.
+    Node 0 says which step that is. A part that cannot be stored is given up, so that node 0 goes on to a newer step
+    at once. Local checkpoints that it will not ask for any more are deleted.
     """
 
     def __init__(
@@ -48,8 +49,8 @@ class NodeUploads(threading.Thread):
             time.sleep(_POLL_SECONDS)
             self._follow()
 
-    def flush(self) -> bool:
-        """Stay until node 0 needs nothing of this node any more; False if it does not answer.
+    def flush(self, *, until_its_end: bool) -> bool:
+        """Stay until node 0 needs nothing of this node any more, or until its end; False if it does not answer.
 
         The workers have ended.
         """
@@ -58,7 +59,8 @@ class NodeUploads(threading.Thread):
             newest = max((ready.step for ready in self._work.ready_checkpoints()), default=None)
             told = self._follow()
             silent = 0 if told is not None else silent + 1
-            if told is not None and (newest is None or (told.get("stored") or 0) >= newest):
+            stored = told is not None and (newest is None or (told.get("stored") or 0) >= newest)
+            if stored and not until_its_end:
                 return True
             time.sleep(_POLL_SECONDS)
         return False
@@ -69,27 +71,50 @@ class NodeUploads(threading.Thread):
             told = self._ask()
             if told is None:
                 return None
-            storing, stored = told.get("storing"), told.get("stored")
-            for ready in self._work.ready_checkpoints():
-                if ready.step == storing and storing != self._done:
-                    self._store(ready.step)
-                if ready.step < max(storing or 0, stored or 0):
-                    delete_checkpoint(ready)
+            storing, stored = told.get("storing") or 0, told.get("stored") or 0
+            ready = {found.step: found for found in self._work.ready_checkpoints()}
+            if storing > stored and storing != self._done:
+                self._answer(storing, ready)
+            for found in ready.values():
+                if found.step < max(storing, stored):
+                    delete_checkpoint(found)
             return told
 
-    def _store(self, step: int) -> None:
-        begun = time.monotonic()
+    def _answer(self, step: int, ready: dict[int, ReadyCheckpoint]) -> None:
+        """This node's part of the step that node 0 waits for, or the word that it does not come."""
         try:
-            self._uploader.upload(step, self._work.checkpoints / f"step-{step}")
+            if step in ready:
+                self._store(ready[step])
+            elif ready and max(ready) > step:  # checkpoints are made in the order of their steps
+                self._give_up(step, "it has made a later checkpoint, but none of this step")
         except Superseded as error:
             self.superseded = error
-        except (FinetuneError, OSError, ValueError) as error:
+        except (FinetuneError, OSError) as error:
             self._log.warning("checkpoint upload failed", step=step, error=str(error), retry_seconds=_RETRY_SECONDS)
             time.sleep(_RETRY_SECONDS)
+
+    def _store(self, part: ReadyCheckpoint) -> None:
+        begun = time.monotonic()
+        try:
+            self._uploader.upload(part.step, part.folder)
+        except Superseded:
+            raise
+        except ValueError as error:  # what is wrong with the files stays wrong
+            self._give_up(part.step, str(error))
+        except (FinetuneError, OSError) as error:
+            later = [found for found in self._work.ready_checkpoints() if found.step > part.step]
+            if not later or part.step in later[-1].best:
+                raise
+            self._give_up(part.step, f"a later one is complete, and this one met: {error}")
         else:
-            self._done = step
+            self._done = part.step
             self.last_seconds = time.monotonic() - begun
-            self._log.info("checkpoint part stored", step=step, seconds=round(self.last_seconds, 2))
+            self._log.info("checkpoint part stored", step=part.step, seconds=round(self.last_seconds, 2))
+
+    def _give_up(self, step: int, why: str) -> None:
+        self._uploader.give_up(step, why)
+        self._done = step
+        self._log.warning("checkpoint part given up", step=step, why=why)
 
 
 def asking(host: str, port: int, attempt: int) -> Callable[[], dict[str, Any] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,19 @@ from finetune_api.runfile import RunFile
 from finetune_api.uri import parse_uri
 from finetune_trainer.agent.guarding import Change
 from finetune_trainer.agent.log import Log
-from finetune_trainer.agent.workdir import Result, WorkDir, read_json
+from finetune_trainer.agent.workdir import Result, WorkDir, read_json, write_whole
 from finetune_trainer.sources import Reach, resolve_access
 from finetune_trainer.store.artifacts import read_artifact
 from finetune_trainer.store.checkpoints import restore, start_attempt, survey
 from finetune_trainer.store.claims import OnExisting, claim_output
-from finetune_trainer.store.documents import CheckpointRef, Claim
+from finetune_trainer.store.documents import CheckpointRef, Claim, Fence
 from finetune_trainer.store.errors import CheckpointInvalid
 from finetune_trainer.store.objects import ObjectStore, join_key, open_store
 from finetune_trainer.store.writer import CheckpointWriter
 
 _REPORT = "report.json"
+# What a run knows besides weights (worker/carry.py).
+_CARRY = "run.json"
 _MAX_REPORT_BYTES = 64 << 20
 # What may differ between attempts of one run without changing what is learned.
 _NOT_THE_METHOD = ("micro_batch_size", "gradient_accumulation", "gradient_checkpointing")
@@ -125,29 +128,62 @@ def begin_attempt(
     for skipped in begun.skipped:
         log.warning("checkpoint is damaged", fence=skipped.fence, step=skipped.step, reason=skipped.reason)
     step = begun.resumed.step if begun.resumed else None
-    restore_best(store, prefix, work)
+    restore_best(store, prefix, work, log)
     log.info("attempt begun", fence=begun.fence.fence, resumed_from_step=step)
     return OpenedOutput(CheckpointWriter(store, prefix, begun.fence), begun.resumed.ref if begun.resumed else None)
 
 
-def restore_best(store: ObjectStore, prefix: str, work: WorkDir) -> None:
+def leave_change(store: ObjectStore, prefix: str, run: RunFile, attempt: int, change: Change) -> Fence:
+    """What a guard decided is in force from the next start on, which restores what this one leaves to it."""
+    return start_attempt(
+        store,
+        prefix,
+        job_uid=run.job.uid,
+        attempt=attempt,
+        restore_to=None,
+        max_step=change.to_step,
+        guards=change.guards,
+    ).fence
+
+
+def restore_best(store: ObjectStore, prefix: str, work: WorkDir, log: Log) -> None:
     """The best step that the restored checkpoint knows of is in WORK/best, unless that is the restored one itself.
 
-    Raises CheckpointInvalid if it is not in the store.
+    Where the best one was never stored or is damaged, the best that is stored takes its place, of all steps that were
+    measured; the restored run.json says so from then on.
     """
-    carried, plan = read_json(work.resume / "run.json") or {}, read_json(work.resume / "plan.json") or {}
-    best = next(iter(carried.get("best") or []), None)
-    if best is None or best[0] == plan.get("step"):
+    carried, plan = read_json(work.resume / _CARRY) or {}, read_json(work.resume / "plan.json") or {}
+    known, resumed = carried.get("best") or [], plan.get("step")
+    if not known or known[0][0] == resumed:
         return
-    ref = next((ref for ref in survey(store, prefix).refs if ref.step == best[0]), None)
-    if ref is None:
-        raise CheckpointInvalid(f"Step {best[0]} was the best one, but its checkpoint is not in the output any more.")
-    restore(store, prefix, ref, work.best)
+    refs = {ref.step: ref for ref in survey(store, prefix).refs}
+    measured = dict([*known, *sorted(_evaluations(work.resume), key=lambda found: found[1])])
+    ranked = [step for step in measured if step == resumed or step in refs]
+    while ranked and ranked[0] != resumed:
+        try:
+            restore(store, prefix, refs[ranked[0]], work.best)
+            break
+        except CheckpointInvalid as error:
+            log.warning("checkpoint is damaged", step=ranked.pop(0), reason=str(error))
+    if ranked[:1] != [known[0][0]]:
+        log.warning("the best checkpoint is not stored", step=known[0][0], instead=ranked[0] if ranked else None)
+        best = [[step, measured[step]] for step in ranked[: len(known)]]
+        write_whole(work.resume / _CARRY, json.dumps({**carried, "best": best}))
+
+
+def _evaluations(checkpoint: Path) -> list[tuple[int, float]]:
+    """Step and loss of each evaluation up to a restored checkpoint."""
+    try:
+        history = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+        found = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+        return [(step, loss) for step, loss in found if math.isfinite(loss)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # the worker says what is wrong with it
 
 
 def restore_from(store: ObjectStore, prefix: str, ref: CheckpointRef | None, work: WorkDir, log: Log) -> None:
     """The checkpoint that node 0 resumes from is in WORK/resume. Writes nothing to the store."""
     if ref is not None:
         restore(store, prefix, ref, work.resume)
-        restore_best(store, prefix, work)
+        restore_best(store, prefix, work, log)
     log.info("attempt joined", resumed_from_step=ref.step if ref else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api.failures import TABLE, FinetuneError
 from finetune_api.guards import GuardState
-from finetune_trainer.agent.ending import SUCCEEDED, End
+from finetune_trainer.agent.ending import SUCCEEDED, End, read_alarm
 from finetune_trainer.store.documents import CheckpointRef
 
 _POLL_SECONDS = 0.5
@@ -79,6 +79,8 @@ def _started(document: dict[str, Any], where: str) -> Started:
 def tell_node_0(host: str, port: int, *, attempt: int, node: int, end: End) -> None:
     """Node 0 knows how this node ended, if it can be reached: it may see of it only that a rank is gone."""
     told = {"attempt": attempt, "node": node, "outcome": end.outcome, "message": end.message, "field": end.field}
+    if end.alarm is not None:
+        told |= {"onsetStep": end.alarm.onset_step, "reason": end.alarm.reason}
     _exchange(host, port, "POST", "/ended", json.dumps(told).encode())
 
 
@@ -94,7 +96,7 @@ def read_end(body: bytes) -> tuple[int, int, End] | None:
     known = outcome in TABLE or outcome == SUCCEEDED
     if not (known and isinstance(attempt, int) and isinstance(node, int) and isinstance(message, str)):
         return None
-    return attempt, node, End(outcome, message, place if isinstance(place, str) else None)
+    return attempt, node, End(outcome, message, place if isinstance(place, str) else None, read_alarm(told))
 
 
 def ask(host: str, port: int, path: str) -> tuple[dict[str, Any] | None, str]:

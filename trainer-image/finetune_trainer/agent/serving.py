@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from finetune_trainer.agent import peers
+from finetune_trainer.agent import guarding, peers
 from finetune_trainer.agent.ending import STOPPED, SUCCEEDED, End
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
@@ -48,8 +49,12 @@ class StartBoard:
     def explain(self, end: End) -> End:
         """Node 0's end, or what another node tells of the same: of lost contact and of a hang it may know more.
 
-        The other nodes have some seconds to tell it.
+        The other nodes have some seconds to tell it. What a guard has found wins over a stop: the gang could not go on
+        before the stop came, and may have been stopped for that very reason.
         """
+        if end.outcome == STOPPED:
+            heard = list(self.ended.items())
+            return next((_of_node(node, told) for node, told in heard if told.outcome in guarding.ANSWERED), end)
         if end.outcome not in ("CollectiveFailed", "Hang"):
             return end
         deadline = time.monotonic() + _TELL_SECONDS
@@ -58,9 +63,13 @@ class StartBoard:
                 if told.outcome == "Hang":
                     return End("Hang", f"{end.message} Node {node}: {told.message}")
                 if told.outcome not in _CONSEQUENCES:
-                    return End(told.outcome, f"node {node}: {told.message}", told.field)
+                    return _of_node(node, told)
             time.sleep(_LOOK_SECONDS)
         return end
+
+
+def _of_node(node: int, told: End) -> End:
+    return replace(told, message=f"node {node}: {told.message}")
 
 
 class AgentServer:

@@ -24,7 +24,8 @@ class CheckpointPolicy:
     """What is stored with each checkpoint and how many of them stay.
 
     keep_back: how many steps before the newest one a rollback may go back to; 0: there is none.
-    nodes_seconds: how long the other nodes have for their parts of a checkpoint, after node 0's own are stored.
+    nodes_seconds: how long the other nodes have for their parts of a checkpoint, after node 0's own are stored; one that
+    says that it cannot bring its part is not waited for.
     """
 
     world_size: int
@@ -64,6 +65,8 @@ class CheckpointUploader(threading.Thread):
         self._log = log
         self._turn = threading.Lock()
         self._closed = threading.Event()
+        self._lost: set[int] = set()
+        self._best: tuple[int, ...] = ()
         self.superseded: Superseded | None = None
         """Set once a newer attempt owns the output: nothing is stored any more."""
         self.last_seconds = 0.0
@@ -129,7 +132,7 @@ class CheckpointUploader(threading.Thread):
         wanted = [found for found in pending if found is newest or found.step in newest.best]
         self._skip([old for old in pending if old not in wanted], "a newer one is complete")
         for checkpoint in wanted:
-            self._upload(checkpoint, keep=newest.best)
+            self._upload(checkpoint, keep=self._stored_best(newest.best))
         for old in ready[:-1]:
             delete_checkpoint(old)
 
@@ -140,15 +143,19 @@ class CheckpointUploader(threading.Thread):
             self._log.info("checkpoint skipped", step=old.step, why=why)
             delete_checkpoint(old)
 
+    def _stored_best(self, named: tuple[int, ...]) -> tuple[int, ...]:
+        """The best steps that are or will be stored; where none is, those before them: a resume takes what there is."""
+        return tuple(step for step in named if step not in self._lost) or self._best
+
     def _upload(self, newest: ReadyCheckpoint, keep: tuple[int, ...]) -> None:
-        begun = time.monotonic()
+        begun, best = time.monotonic(), self._stored_best(newest.best)
         self._gang.storing = newest.step
         try:
             checkpoint = self._writer.commit(
                 newest.step,
                 newest.folder,
                 world_size=self._policy.world_size,
-                meta={"runDigest": self._policy.run_digest, BEST: list(newest.best)},
+                meta={"runDigest": self._policy.run_digest, BEST: list(best)},
                 metrics=_numbers(newest.metrics),
                 nodes=self._policy.nodes,
                 wait_seconds=self._policy.nodes_seconds,
@@ -156,20 +163,19 @@ class CheckpointUploader(threading.Thread):
         except NodeFilesMissing as error:
             self._log.warning("a node's part is missing", step=newest.step, error=str(error))
             self._skip([newest], "a node did not store its part of it")
+            self._lost.add(newest.step)
             self._gang.stored = newest.step
             return
-        self._gang.stored = newest.step
+        self._gang.stored, self._best = newest.step, best
         self.last_seconds = time.monotonic() - begun
         self._metrics.uploaded.inc()
         self._metrics.upload_seconds.observe(self.last_seconds)
         self._board.set(checkpoint_step=newest.step)
-        parts = checkpoint.manifest.parts
         self._log.info(
             "checkpoint stored",
             step=newest.step,
             uri=checkpoint.uri,
-            bytes=sum(part.size for part in parts),
-            uploaded_bytes=sum(part.size for part in parts if part.at is None),
+            bytes=sum(part.size for part in checkpoint.manifest.parts),
             seconds=round(self.last_seconds, 2),
         )
         removed = self._writer.prune(self._policy.keep_last, keep, self._policy.keep_back)

@@ -14,22 +14,19 @@ Why an attempt that was cut off can do no harm, however long it lives and howeve
    of two records the higher one never lacks a commit that the lower one's attempt was told of.
 3. Each attempt writes below its own fence only, and never a second time what a manifest, or a node's list of
    files, vouches for. So an old attempt cannot overwrite. Its late manifests are in no chain.
-4. A manifest may name files of earlier checkpoints (Part.at), so that what did not change is uploaded once.
-   It may only name what the checkpoint needs that the attempt resumed from, or one that it committed itself:
-   never what an older attempt still may remove, because of 5.
-5. A prune writes down the places that it is about to empty (`removals/`), then looks whether a higher number was
+4. A prune writes down the places that it is about to empty (`removals/`), then looks whether a higher number was
    taken, then deletes. If one was taken, it deletes nothing. If none was, every later start sees the list and
-   counts none of these checkpoints, so it neither resumes from them nor names their files. Files that a kept
-   checkpoint needs are left where they are; whoever prunes after the last such checkpoint went sweeps them.
-   By induction over the fences, no prune removes what a checkpoint of a later chain needs: that chain is
-   a part of what the prune kept.
+   counts none of these checkpoints, so it does not resume from them.
+
+Each checkpoint has all its files for itself, also those that did not change since the one before: damage to one file
+spoils one checkpoint. What changes at each step (weights, optimizer) is nearly all of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +38,6 @@ from finetune_trainer.store.documents import (
     CheckpointRef,
     Fence,
     Manifest,
-    Part,
-    Place,
     Removal,
     Skipped,
     Taken,
@@ -78,12 +73,14 @@ class Checkpoint:
 class Survey:
     """What counts at one moment: the highest fence (0 is none), its record and its checkpoints.
 
-    refs: newest first, steps falling. skipped: manifests of the highest fence that are not valid.
+    refs: newest first, steps falling. manifests: those of the highest fence's own checkpoints. skipped: manifests of the
+    highest fence that are not valid.
     """
 
     fence: int
     record: Fence | None
     refs: tuple[CheckpointRef, ...]
+    manifests: Mapping[CheckpointRef, Manifest]
     skipped: tuple[Skipped, ...]
 
 
@@ -110,7 +107,7 @@ def survey(store: ObjectStore, prefix: str, fence: int | None = None) -> Survey:
     """
     number = highest_fences(store, prefix)[1] if fence is None else fence
     if number == 0:
-        return Survey(0, None, (), ())
+        return Survey(0, None, (), {}, ())
     record = Fence.read(store, fence_key(prefix, number))
     # Before the manifests are listed: a prune takes its list away once these are gone.
     removed = _removed(store, prefix, number)
@@ -119,17 +116,18 @@ def survey(store: ObjectStore, prefix: str, fence: int | None = None) -> Survey:
         for item in store.list(join_key(prefix, "checkpoints") + "/")
         if (place := parse_checkpoint_key(prefix, item.key)) and place[2] == MANIFEST
     } - removed
-    refs: list[CheckpointRef] = []
+    own: dict[CheckpointRef, Manifest] = {}
     skipped: list[Skipped] = []
     for _, step in sorted((place for place in manifests if place[0] == number), reverse=True):
         try:
-            refs.append(read_checkpoint(store, prefix, number, step).ref)
+            found = read_checkpoint(store, prefix, number, step)
+            own[found.ref] = found.manifest
         except ObjectNotFound:
             continue  # pruned since the listing
         except CheckpointInvalid as error:
             skipped.append(Skipped(fence=number, step=step, reason=str(error)[:MAX_REASON]))
-    refs += [ref for ref in record.chain if (ref.fence, ref.step) not in removed]
-    return Survey(number, record, tuple(_without_pruned(refs, manifests)), tuple(skipped))
+    refs = [*own, *(ref for ref in record.chain if (ref.fence, ref.step) not in removed)]
+    return Survey(number, record, tuple(_without_pruned(refs, manifests)), own, tuple(skipped))
 
 
 def _removed(store: ObjectStore, prefix: str, fence: int) -> set[tuple[int, int]]:
@@ -191,19 +189,14 @@ def read_checkpoint(store: ObjectStore, prefix: str, fence: int, step: int) -> C
     return Checkpoint(ref, manifest, store.uri(base))
 
 
-def part_key(prefix: str, ref: CheckpointRef, part: Part) -> str:
-    """Where a part of the checkpoint that ref names lies."""
-    place = part.at or Place(fence=ref.fence, step=ref.step)
-    return join_key(checkpoint_prefix(prefix, place.fence, place.step), part.path)
-
-
 def restore(store: ObjectStore, prefix: str, ref: CheckpointRef, target: Path) -> Checkpoint:
     """Write the files of all nodes to target, every byte checked; target appears whole or not at all.
 
     target must be absent or empty. Raises CheckpointInvalid if what is stored is not what was written.
     """
     checkpoint = load_checkpoint(store, prefix, ref)
-    files.download(store, ((part_key(prefix, ref, part), part) for part in checkpoint.manifest.parts), target)
+    base = checkpoint_prefix(prefix, ref.fence, ref.step)
+    files.download(store, ((join_key(base, part.path), part) for part in checkpoint.manifest.parts), target)
     return checkpoint
 
 
@@ -213,7 +206,7 @@ def start_attempt(
     *,
     job_uid: str,
     attempt: int,
-    restore_to: Path,
+    restore_to: Path | None,
     max_step: int | None = None,
     guards: GuardState | None = None,
 ) -> Start:
@@ -221,6 +214,7 @@ def start_attempt(
 
     Damaged checkpoints are skipped, with the reason in the result and in the fence's record. With
     max_step, only checkpoints up to that step count from now on (a rollback); none is a fresh start.
+    restore_to: None leaves the restoring, and with it the look whether they are whole, to a later start.
     guards: what the guards have changed up to now; None takes over what the last attempt had.
     To be called after claim_output. Raises CheckpointInvalid if there are checkpoints but none is whole,
     and Superseded if a later attempt has started; then nothing has changed but that earlier ones are cut off.
@@ -230,9 +224,9 @@ def start_attempt(
     if seen.fence > taken.fence:
         raise Superseded(_superseded(store, prefix, seen.fence, taken.fence))
     refs = [ref for ref in seen.refs if max_step is None or ref.step <= max_step]
-    resumed, damaged = _restore_newest(store, prefix, refs, restore_to)
-    skipped = (*seen.skipped, *damaged)
-    if resumed is None and (lost := [found for found in skipped if max_step is None or found.step <= max_step]):
+    resumed, damaged = _restore_newest(store, prefix, refs, restore_to) if restore_to else (None, [])
+    chain, skipped = tuple(refs[len(damaged) :]), (*seen.skipped, *damaged)
+    if not chain and (lost := [found for found in skipped if max_step is None or found.step <= max_step]):
         # A later attempt may have pruned what this one still looked for.
         ensure_newest(store, prefix, taken.fence)
         # No record is made: its empty chain would turn the next start into one from the base model.
@@ -240,16 +234,15 @@ def start_attempt(
             f"none of the {len(lost)} checkpoints of {store.uri(prefix)} is whole; the newest: {lost[0].reason}. "
             "Start again with a new output.uri."
         )
-    if guards is None:
-        guards = seen.record.guards if seen.record else GuardState()
+    before = seen.record.guards if seen.record else GuardState()
     fence = Fence(
         fence=taken.fence,
         job_uid=job_uid,
         attempt=attempt,
         token=taken.token,
-        chain=tuple(refs[len(damaged) :][:MAX_CHAIN]),
+        chain=chain[:MAX_CHAIN],
         skipped=skipped[:MAX_CHAIN],
-        guards=guards,
+        guards=guards or before,
     )
     key = fence_key(prefix, taken.fence)
     if not store.put_if_absent(key, fence.to_bytes()) and Fence.read(store, key) != fence:

@@ -115,17 +115,13 @@ class Place(StoredDocument):
 
 
 class Part(FileEntry):
-    """One file of a checkpoint and where it lies.
-
-    node: which node uploaded it. at: the earlier checkpoint that it was uploaded with; None is this one.
-    """
+    """One file of a checkpoint. node: which node uploaded it."""
 
     node: Count = 0
-    at: Place | None = None
 
     @property
     def path(self) -> str:
-        """The key below the checkpoint that it was uploaded with."""
+        """The key below the checkpoint."""
         return path_of(self.node, self.name)
 
 
@@ -224,13 +220,19 @@ class Manifest(StoredDocument):
 
 
 class NodeFiles(StoredDocument):
-    """What a node other than 0 has uploaded for one checkpoint; written after the files."""
+    """What a node other than 0 has uploaded for one checkpoint; written after the files.
+
+    missing: why it does not bring its part; empty where it does.
+    """
 
     version: Literal[1] = 1
-    files: Annotated[tuple[FileEntry, ...], Field(max_length=20_000)]
+    files: Annotated[tuple[FileEntry, ...], Field(max_length=20_000)] = ()
+    missing: Annotated[str, Field(max_length=MAX_REASON)] = ""
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
+    def _is_one_or_the_other(self) -> Self:
+        if bool(self.files) == bool(self.missing):
+            raise ValueError("either files, or why there are none")
         _check_unique(self.files)
         return self
 

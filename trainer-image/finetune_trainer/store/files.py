@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,8 @@ from finetune_trainer.store.objects import ObjectStore
 
 AT_ONCE = 4
 """How many files are on their way at the same time; large ones go in several parts at once besides."""
+SMALLEST_COPY = 1 << 20
+"""Bytes of the smallest file that the storage is asked to copy: below, sending it takes one request as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,13 @@ def scan(folder: Path) -> tuple[LocalFile, ...]:
     return tuple(sorted(files, key=lambda file: file.entry.name))
 
 
-def upload(store: ObjectStore, key: str, file: LocalFile) -> None:
-    """Put one file under key. Raises ValueError if it changed since it was hashed."""
-    store.put(key, file.path)
+def upload(store: ObjectStore, key: str, file: LocalFile, source: str | None = None) -> None:
+    """Put one file under key, or a copy of source where that has its content. Raises ValueError if the file changed.
+
+    source: a key that had the same content once. It may be gone or altered now.
+    """
+    if source is None or not store.copy(source, key, file.entry.sha256):
+        store.put(key, file.path)
     try:
         status = file.path.stat()
     except OSError as error:
@@ -62,9 +68,18 @@ def upload(store: ObjectStore, key: str, file: LocalFile) -> None:
         raise ValueError(f"{file.path} changed while it was uploaded: write it elsewhere, then rename it")
 
 
-def upload_all(store: ObjectStore, files: Iterable[tuple[str, LocalFile]]) -> None:
-    """Put the files under their keys, several at once. The first error ends it: no further file is begun."""
-    _each(partial(upload, store, key, file) for key, file in files)
+def upload_all(
+    store: ObjectStore, files: Iterable[tuple[str, LocalFile]], sources: Mapping[str, str] | None = None
+) -> None:
+    """Put the files under their keys, several at once. The first error ends it: no further file is begun.
+
+    sources: by SHA-256, the keys of what is stored already: files from SMALLEST_COPY bytes on are copied from there.
+    """
+    known = sources or {}
+    _each(
+        partial(upload, store, key, file, known.get(file.entry.sha256) if file.entry.size >= SMALLEST_COPY else None)
+        for key, file in files
+    )
 
 
 def download(store: ObjectStore, entries: Iterable[tuple[str, FileEntry]], target: Path) -> None:

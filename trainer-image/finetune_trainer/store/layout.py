@@ -5,7 +5,7 @@
     fences/<n>                                     the record of attempt n: what counts from here on
     checkpoints/fence-<n>/step-<s>/<name>          the files of node 0
     checkpoints/fence-<n>/step-<s>/nodes/<k>/<name>   the files of node k
-    checkpoints/fence-<n>/step-<s>/nodes/<k>.json  what node k has uploaded, after its files
+    checkpoints/fence-<n>/step-<s>/nodes/<k>.json  what node k has uploaded, after its files; or why it brings none
     checkpoints/fence-<n>/step-<s>/MANIFEST.json   last, created if absent
     removals/<n>/<token>                           what a prune of attempt n is about to remove
 

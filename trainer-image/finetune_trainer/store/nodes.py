@@ -2,7 +2,8 @@
 
 Node k uploads its files of a step, then the list of them (`nodes/<k>.json`); node 0 waits for the lists of all
 nodes and commits their entries in its manifest. Without the list a node's files do not exist, and without the
-manifest no list counts.
+manifest no list counts. Where a node cannot bring its part, it says so in the place of the list: created if absent,
+so that of the two only one is ever there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from finetune_trainer.store import files
 from finetune_trainer.store.checkpoints import ensure_newest
-from finetune_trainer.store.documents import FileEntry, NodeFiles, Part, Place
+from finetune_trainer.store.documents import MAX_REASON, FileEntry, NodeFiles, Part, Place
 from finetune_trainer.store.errors import CheckpointInvalid, NodeFilesMissing, ObjectNotFound
 from finetune_trainer.store.layout import checkpoint_prefix, node_document, path_of
 from finetune_trainer.store.objects import ObjectStore, join_key
@@ -37,12 +38,11 @@ class NodeUploader:
 
         They must not change meanwhile. After an error the same call may be made again; one that had got through
         is then found. Raises Superseded, storage errors, and ValueError for a step that was uploaded before
-        with other content or a folder with links or odd names.
+        with other content or given up, or a folder with links or odd names.
         """
         ensure_newest(self._store, self._prefix, self._fence)
         found = files.scan(folder)
-        base = checkpoint_prefix(self._prefix, self._fence, step)
-        key = join_key(base, node_document(self._node))
+        base, key = self._places(step)
         mine = NodeFiles(files=tuple(file.entry for file in found))
         # What a list vouches for is never written again: node 0 may have committed it.
         if not self._listed(key, mine, step):
@@ -52,14 +52,27 @@ class NodeUploader:
             self._listed(key, mine, step)
         ensure_newest(self._store, self._prefix, self._fence)
 
+    def give_up(self, step: int, why: str) -> None:
+        """Node 0 waits no longer for this node's part of the step, and never commits it; unless it is there already.
+
+        Raises Superseded and storage errors.
+        """
+        ensure_newest(self._store, self._prefix, self._fence)
+        _, key = self._places(step)
+        told = why.encode(errors="backslashreplace").decode()[:MAX_REASON]  # file names may be no text
+        self._store.put_if_absent(key, NodeFiles(missing=told).to_bytes())
+
+    def _places(self, step: int) -> tuple[str, str]:
+        base = checkpoint_prefix(self._prefix, self._fence, step)
+        return base, join_key(base, node_document(self._node))
+
     def _listed(self, key: str, mine: NodeFiles, step: int) -> bool:
-        try:
-            stored = NodeFiles.read(self._store, key)
-        except ObjectNotFound:
-            return False
-        if stored != mine:
-            raise ValueError(f"node {self._node} uploaded step {step} before with other content")
-        return True
+        stored = _read(self._store, key)
+        if stored is not None and stored != mine:
+            did = "gave" if stored.missing else "uploaded"
+            what = "up before" if stored.missing else "before with other content"
+            raise ValueError(f"node {self._node} {did} step {step} {what}")
+        return stored is not None
 
 
 def collect(
@@ -68,12 +81,11 @@ def collect(
     place: Place,
     nodes: int,
     wait_seconds: float,
-    give_up: Callable[[], bool],
     ensure_current: Callable[[], None],
 ) -> tuple[Part, ...]:
     """The files of nodes 1 to nodes - 1, all there in full length; of one name, that of the lowest node. For node 0.
 
-    Raises NodeFilesMissing after wait_seconds or when give_up() says so, what ensure_current raises, and
+    Raises NodeFilesMissing after wait_seconds or when a node gives its part up, what ensure_current raises, and
     CheckpointInvalid if a file is not as its node listed it.
     """
     base = checkpoint_prefix(prefix, place.fence, place.step)
@@ -82,15 +94,16 @@ def collect(
     while True:
         for node in range(1, nodes):
             if node not in found and (listed := _read(store, join_key(base, node_document(node)))):
+                if listed.missing:
+                    raise NodeFilesMissing(f"step {place.step} is not stored: node {node} lacks it: {listed.missing}")
                 found[node] = listed.files
         missing = [node for node in range(1, nodes) if node not in found]
         if not missing:
             break
-        if (given_up := give_up()) or time.monotonic() >= deadline:
-            why = "the wait was given up" if given_up else f"after {wait_seconds:g} s"
+        if time.monotonic() >= deadline:
             raise NodeFilesMissing(
-                f"step {place.step} is not stored: no files of node {', '.join(map(str, missing))} ({why}). "
-                "Look at the log of the pod with that index."
+                f"step {place.step} is not stored: no files of node {', '.join(map(str, missing))} after "
+                f"{wait_seconds:g} s. Look at the log of the pod with that index."
             )
         time.sleep(_POLL_SECONDS)
         ensure_current()

@@ -38,6 +38,12 @@ class ObjectStore(Protocol):
     def put(self, key: str, data: bytes | Path) -> None:
         """Store bytes, or a local file of any size, replacing what was there."""
 
+    def copy(self, source: str, key: str, sha256: str) -> bool:
+        """Store under key what source holds without sending it; True if that is surely the content of sha256 (hex).
+
+        After False, for whatever reason, key may be free or hold anything: put it.
+        """
+
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Store data only if the key is free; True if this call stored it.
 

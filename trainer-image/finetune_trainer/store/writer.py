@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from finetune_trainer.store.checkpoints import (
     Checkpoint,
     ensure_newest,
     load_checkpoint,
-    part_key,
     read_checkpoint,
     survey,
 )
-from finetune_trainer.store.documents import CheckpointRef, Fence, FileEntry, Manifest, Part, Place, Removal
+from finetune_trainer.store.documents import CheckpointRef, Fence, Manifest, Part, Place, Removal
 from finetune_trainer.store.errors import CheckpointInvalid, ObjectNotFound
 from finetune_trainer.store.layout import (
     MANIFEST,
@@ -47,7 +46,6 @@ class CheckpointWriter:
         self.prefix = prefix
         self.fence = fence
         self._newest = fence.base.step if fence.base else None
-        # Whose files a commit may name again: whole when it was last looked at, and kept by every prune.
         self._source = fence.base
         self._lock = threading.Lock()
 
@@ -70,16 +68,15 @@ class CheckpointWriter:
         metrics: Mapping[str, float] | None = None,
         nodes: int = 1,
         wait_seconds: float = WAIT_FOR_NODES_SECONDS,
-        give_up: Callable[[], bool] = lambda: False,
     ) -> Checkpoint:
         """Upload folder as the checkpoint of step; once this returns, every later attempt sees it.
 
-        Files that the checkpoint before it had are not uploaded again. With several nodes it waits until each has
-        uploaded its own (NodeUploader), at most wait_seconds or until give_up() says so; their files count where
-        no lower node has one of the same name. The folder's files must not change meanwhile. After an error,
-        the same call may be made again; a commit that had got through is then found. Raises Superseded,
-        NodeFilesMissing, storage errors, and ValueError for a step that is not above newest_step or a folder with
-        links or odd names.
+        Large files that the checkpoint before it had are copied by the storage, and not sent again. With several
+        nodes it waits until each has uploaded its own files (NodeUploader), at most wait_seconds or until one gives
+        its part up; their files count where no lower node has one of the same name. The folder's files must not
+        change meanwhile. After an error, the same call may be made again; a commit that had got through is then
+        found. Raises Superseded, NodeFilesMissing, storage errors, and ValueError for a step that is not above
+        newest_step or a folder with links or odd names.
         """
         with self._lock:
             self.ensure_current()
@@ -93,20 +90,22 @@ class CheckpointWriter:
                 fence=self.fence.fence,
                 step=step,
                 world_size=world_size,
-                parts=tuple(_part(file.entry) for file in found),
+                parts=tuple(Part(**dict(file.entry)) for file in found),
                 metrics=dict(metrics or {}),
                 meta=dict(meta or {}),
             )
             checkpoint = self._committed(manifest)
             if checkpoint is None:
-                parts = self._upload(step, found)
+                base = checkpoint_prefix(self.prefix, self.fence.fence, step)
+                keys = [(join_key(base, file.entry.name), file) for file in found]
+                files.upload_all(self.store, keys, self._stored_before())
                 if nodes > 1:
                     place = Place(fence=self.fence.fence, step=step)
-                    others = collect(self.store, self.prefix, place, nodes, wait_seconds, give_up, self.ensure_current)
-                    mine = {part.name for part in parts}
-                    parts += tuple(part for part in others if part.name not in mine)
-                manifest = Manifest(**{**dict(manifest), "parts": parts})
-                key = join_key(checkpoint_prefix(self.prefix, self.fence.fence, step), MANIFEST)
+                    others = collect(self.store, self.prefix, place, nodes, wait_seconds, self.ensure_current)
+                    mine = {part.name for part in manifest.parts}
+                    parts = (*manifest.parts, *(part for part in others if part.name not in mine))
+                    manifest = Manifest(**{**dict(manifest), "parts": parts})
+                key = join_key(base, MANIFEST)
                 self.store.put_if_absent(key, manifest.to_bytes())
                 checkpoint = self._committed(manifest)
                 if checkpoint is None:
@@ -116,6 +115,14 @@ class CheckpointWriter:
             self.ensure_current()
             self._newest, self._source = step, checkpoint.ref
             return checkpoint
+
+    def _stored_before(self) -> dict[str, str]:
+        """The keys of the newest checkpoint's files by their SHA-256."""
+        manifest = self._manifest(self._source) if self._source else None
+        if manifest is None:
+            return {}
+        base = checkpoint_prefix(self.prefix, manifest.fence, manifest.step)
+        return {part.sha256: join_key(base, part.path) for part in manifest.parts}
 
     def _committed(self, manifest: Manifest) -> Checkpoint | None:
         """The checkpoint of this fence and step, if its manifest is there; node 0's files must be the same."""
@@ -128,33 +135,9 @@ class CheckpointWriter:
             if step == self._newest:
                 raise ValueError(f"step {step} is the one that this attempt resumed from") from None
             return None
-        if _contents(checkpoint.manifest) != _contents(manifest):
+        if _of_node_0(checkpoint.manifest) != _of_node_0(manifest):
             raise ValueError(f"step {step} was committed before with other content")
         return checkpoint
-
-    def _upload(self, step: int, found: tuple[files.LocalFile, ...]) -> tuple[Part, ...]:
-        known = self._known_parts()
-        base = checkpoint_prefix(self.prefix, self.fence.fence, step)
-        parts = tuple(known.get(_content(file.entry)) or _part(file.entry) for file in found)
-        new = [file for file, part in zip(found, parts, strict=True) if part.at is None]
-        files.upload_all(self.store, [(join_key(base, file.entry.name), file) for file in new])
-        return parts
-
-    def _known_parts(self) -> dict[tuple[str, int, str], Part]:
-        """Node 0's files of the newest checkpoint, as far as they are still there in full length."""
-        if self._source is None:
-            return {}
-        try:
-            source = load_checkpoint(self.store, self.prefix, self._source)
-        except CheckpointInvalid:
-            return {}
-        here = Place(fence=source.ref.fence, step=source.ref.step)
-        parts = [part.model_copy(update={"at": part.at or here}) for part in source.manifest.parts if part.node == 0]
-        folders = sorted({checkpoint_prefix(self.prefix, part.at.fence, part.at.step) for part in parts if part.at})
-        sizes = {item.key: item.size for folder in folders for item in self.store.list(folder + "/")}
-        return {
-            _content(part): part for part in parts if sizes.get(part_key(self.prefix, source.ref, part)) == part.size
-        }
 
     def prune(self, keep_last: int, keep_steps: Collection[int] = (), keep_back: int = 0) -> tuple[int, ...]:
         """Remove all but the newest keep_last whole checkpoints; returns the removed steps, ascending.
@@ -162,28 +145,26 @@ class CheckpointWriter:
         Also kept: keep_steps, the best one that any kept checkpoint names (meta `best`), the one that this attempt
         resumed from, and for each rollback that is not yet passed the one that it goes back to. With keep_back, for
         rollbacks to come: the newest of those that are keep_back steps older than the newest, and the oldest one after
-        it, which takes its place in time. Files that a kept checkpoint shares stay. Left-overs of uploads that never
-        ended, and what older fences wrote in vain, go too. Nothing is removed unless a whole checkpoint is kept. Whole
-        means here that all parts are there in full length. Raises Superseded.
+        it, which takes its place in time. Left-overs of uploads that never ended, and what older fences wrote in vain,
+        go too. Nothing is removed unless a whole checkpoint is kept. Whole means here that all parts are there in full
+        length. Raises Superseded.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but the newest checkpoint stays: use 1 or more")
         with self._lock:
             stored = self._stored()
-            refs = survey(self.store, self.prefix, self.fence.fence).refs
-            manifests = {ref: manifest for ref in refs if (manifest := self._manifest(ref))}
-            whole = [ref for ref, manifest in manifests.items() if _is_whole(ref, manifest, stored)]
+            seen = survey(self.store, self.prefix, self.fence.fence)
+            known = ((ref, seen.manifests.get(ref) or self._manifest(ref)) for ref in seen.refs)
+            manifests = {ref: manifest for ref, manifest in known if manifest}
+            whole = [ref for ref, manifest in manifests.items() if _is_whole(manifest, stored)]
             self.ensure_current()
             if not whole:
                 return ()
             kept = self._kept(whole, keep_last, keep_steps) | far_back(whole, keep_back)
             kept |= _named_as_best(kept, manifests, whole)
-            if self._source not in kept:
-                self._source = None
-            newest = max(refs[0].step, self._newest or 0)
-            doomed = self._doomed(stored, {ref: manifests.get(ref) for ref in kept}, newest)
+            doomed = self._doomed(stored, kept, newest=max(seen.refs[0].step, self._newest or 0))
             self._remove(doomed)
-            return tuple(sorted(ref.step for ref in whole if (ref.fence, ref.step) in doomed and ref not in kept))
+            return tuple(sorted(ref.step for ref in whole if (ref.fence, ref.step) in doomed))
 
     def _kept(self, whole: list[CheckpointRef], keep_last: int, keep_steps: Collection[int]) -> set[CheckpointRef]:
         kept = {*whole[:keep_last], *(ref for ref in whole if ref.step in keep_steps)}
@@ -194,28 +175,18 @@ class CheckpointWriter:
                 kept.update([ref for ref in whole if ref.step <= rollback.to_step][:1])
         return kept
 
-    def _doomed(
-        self, stored: Stored, kept: Mapping[CheckpointRef, Manifest | None], newest: int
-    ) -> dict[tuple[int, int], list[str]]:
-        """What to remove of each place: all but what the kept checkpoints consist of and what is on its way."""
-        whole_places = {(ref.fence, ref.step) for ref in kept}
-        needed = {
-            (part.at.fence, part.at.step, part.path)
-            for manifest in kept.values()
-            for part in (manifest.parts if manifest else ())
-            if part.at
-        }
-        doomed = {}
-        for (fence, step), sizes in stored.items():
+    def _doomed(self, stored: Stored, kept: Collection[CheckpointRef], newest: int) -> Stored:
+        """What to remove: all but the kept checkpoints and what is on its way."""
+        spared = {(ref.fence, ref.step) for ref in kept}
+        mine = self.fence.fence
+        return {
+            (fence, step): sizes
+            for (fence, step), sizes in stored.items()
             # Of this fence only steps above the newest can still be committed: other nodes may be uploading them.
-            on_its_way = fence == self.fence.fence and step > newest
-            if fence > self.fence.fence or on_its_way or (fence, step) in whole_places:
-                continue
-            if names := [name for name in sizes if (fence, step, name) not in needed]:
-                doomed[fence, step] = names
-        return doomed
+            if (fence < mine or (fence == mine and step <= newest)) and (fence, step) not in spared
+        }
 
-    def _remove(self, doomed: Mapping[tuple[int, int], list[str]]) -> None:
+    def _remove(self, doomed: Stored) -> None:
         if not doomed:
             return
         places = tuple(Place(fence=fence, step=step) for fence, step in sorted(doomed))
@@ -246,9 +217,9 @@ class CheckpointWriter:
             return None
 
 
-def _is_whole(ref: CheckpointRef, manifest: Manifest, stored: Stored) -> bool:
-    places = ((part, (part.at.fence, part.at.step) if part.at else (ref.fence, ref.step)) for part in manifest.parts)
-    return all(stored.get(place, {}).get(part.path) == part.size for part, place in places)
+def _is_whole(manifest: Manifest, stored: Stored) -> bool:
+    sizes = stored.get((manifest.fence, manifest.step), {})
+    return all(sizes.get(part.path) == part.size for part in manifest.parts)
 
 
 def far_back(whole: list[CheckpointRef], steps: int) -> set[CheckpointRef]:
@@ -271,13 +242,5 @@ def _named_as_best(
     return {ref for ref in whole if ref.step in steps}
 
 
-def _part(entry: FileEntry) -> Part:
-    return Part(name=entry.name, size=entry.size, sha256=entry.sha256)
-
-
-def _content(entry: FileEntry) -> tuple[str, int, str]:
-    return entry.name, entry.size, entry.sha256
-
-
-def _contents(manifest: Manifest) -> set[tuple[str, int, str]]:
-    return {_content(part) for part in manifest.parts if part.node == 0}
+def _of_node_0(manifest: Manifest) -> set[Part]:
+    return {part for part in manifest.parts if part.node == 0}

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+
+
+def over_ranks(values: Tensor, how: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
+    """values joined with those of all other ranks, in place; those of a lone process stay. Every rank calls it."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values, how)
+    return values
 
 
 class Agreement:
@@ -27,19 +34,13 @@ class Agreement:
 
     def any_of(self, flag: bool, device: torch.device) -> bool:
         """Whether flag is set on any rank; every rank calls it."""
-        found = torch.tensor(float(flag), device=device)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(found)
-        return bool(found)
+        return bool(over_ranks(torch.tensor(float(flag), device=device)))
 
     def reach(self, *, stop: bool, save: bool, device: torch.device) -> None:
         """Join the views of all ranks; stop, save, non_finite and step_tokens hold the result."""
         bad = self._bad.double() if self._bad is not None else torch.zeros((), dtype=torch.float64, device=device)
         mine = torch.tensor([float(stop), float(save), float(self.tokens)], dtype=torch.float64, device=device)
-        views = torch.cat([mine, bad.reshape(1)])
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(views)
-        stops, saves, tokens, bads = views.tolist()
+        stops, saves, tokens, bads = over_ranks(torch.cat([mine, bad.reshape(1)])).tolist()
         self.stop, self.save, self.non_finite = stops > 0, saves > 0, bads > 0
         self.step_tokens = int(tokens)
         self.tokens, self._bad = 0, None

@@ -32,7 +32,7 @@ from finetune_api.failures import FinetuneError
 from finetune_api.guards import RollbackReason
 from finetune_trainer.agent.timekeeping import Activity
 from finetune_trainer.worker import resume
-from finetune_trainer.worker.agreement import Agreement
+from finetune_trainer.worker.agreement import Agreement, over_ranks
 from finetune_trainer.worker.batches import EpochLoader, Split
 from finetune_trainer.worker.checkpoints import Checkpoints, require_finite, trained_weights
 from finetune_trainer.worker.evaluate.best import keep_weights
@@ -74,6 +74,10 @@ class Engine(Trainer):
             super().__init__(*args, train_dataset=train, eval_dataset=validation or None, **kwargs)
         self.checkpoints = Checkpoints(Path(self.args.output_dir), supervision)
         objective.attach(self)
+        # The library seeds all ranks alike, and their dropout and noise would repeat each other. All that has to be alike
+        # is made by now; rank 0 draws as a lone process does.
+        if supervision.ranks.rank > 0:
+            resume.derive_random_state(self.args.seed, 0, supervision.ranks.rank)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The library's training; at its end, whatever it is, no checkpoint is being written any more."""
@@ -138,10 +142,8 @@ class Engine(Trainer):
         """Units of the whole step over all micro batches and ranks: fp64 scalar, at least 1."""
         counts = [int(self.objective.units(batch)) for batch in batch_samples]
         sums = torch.tensor([sum(counts), sum(map(bool, counts))], dtype=torch.float64, device=device)
-        if torch.distributed.is_initialized():
-            with self.supervision.heartbeat.during(Activity.WAITING):
-                torch.distributed.all_reduce(sums)
-        units, self._filled = sums.clamp(min=1)
+        with self.supervision.heartbeat.during(Activity.WAITING):
+            units, self._filled = over_ranks(sums).clamp(min=1)
         return units
 
     # ---- each micro batch
@@ -352,7 +354,5 @@ class Engine(Trainer):
 def reduce_sums(sums: Sums, device: torch.device) -> dict[str, float]:
     """The mean of each sum over all ranks; every rank calls it with the same names."""
     names = sorted(sums)
-    stacked = torch.stack([sums[name].double().to(device) for name in names])
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(stacked)
+    stacked = over_ranks(torch.stack([sums[name].double().to(device) for name in names]))
     return {name: total / max(count, 1) for name, (total, count) in zip(names, stacked.tolist(), strict=True)}

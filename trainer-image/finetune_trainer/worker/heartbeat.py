@@ -13,7 +13,7 @@ from pathlib import Path
 from finetune_trainer.agent.timekeeping import Activity, Times
 from finetune_trainer.agent.workdir import write_whole
 
-# A phase that is longer than this counts as a hang even while the process lives.
+# What takes longer than this without a sign of its own counts as a hang even while the process lives.
 LONG_PHASE_SECONDS = 1800.0
 _INTERVAL_SECONDS = 1.0
 _WIDTH = max(len(activity) for activity in Activity)
@@ -62,13 +62,14 @@ class Heartbeat:
 
     @contextmanager
     def long_phase(self, limit_seconds: float = LONG_PHASE_SECONDS) -> Iterator[None]:
-        """Beat from a thread while one library call takes its time, for at most limit_seconds."""
+        """Beat from a thread while library calls take their time, each for at most limit_seconds after the last sign."""
         done = threading.Event()
-        deadline = time.monotonic() + limit_seconds
+        self._last = time.monotonic()
 
         def keep_beating() -> None:
-            while not done.wait(_INTERVAL_SECONDS) and time.monotonic() < deadline:
-                self._path.touch()
+            while not done.wait(_INTERVAL_SECONDS):
+                if time.monotonic() < self._last + limit_seconds:
+                    self._path.touch()
 
         thread = threading.Thread(target=keep_beating, name="long-phase", daemon=True)
         thread.start()

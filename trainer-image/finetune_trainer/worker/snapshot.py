@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from finetune_trainer.worker.memory import available_bytes
 _NEVER_HELD = ("training_args.bin",)
 # Where the libraries write safetensors: the name under which each of them knows save_file.
 _TENSOR_WRITERS = ((peft.peft_model, "safe_save_file"), (transformers.modeling_utils, "safe_save_file"))
-# Of the memory that is free: the rest is for training itself, and pinned buffers are rounded up.
+# Of the memory that is free: the rest is for training itself.
 _LARGEST_SHARE = 0.5
 _UNCHANGING = (int, float, bool, str, bytes, type(None))
 _write_pickled = torch.save
@@ -111,7 +111,7 @@ class Snapshot:
         return found
 
     def _hold(self, path: Path, content: Any, write: _Write) -> None:
-        if not self._fits(sum(tensor.nbytes for tensor in _tensors(content))):
+        if not self._fits(content):
             _write_at(path, content, write)
             return
         copies = _Copies(self._buffer)
@@ -119,9 +119,14 @@ class Snapshot:
         copies.fill()
         self.files.append(HeldFile(path, held, write))
 
-    def _fits(self, size: int) -> bool:
-        new = size - sum(buffer.nbytes for buffers in self._free.values() for buffer in buffers)
-        return new <= 0 or new <= _LARGEST_SHARE * available_bytes() / self._processes
+    def _fits(self, content: Any) -> bool:
+        pieces = {_place(tensor): host_bytes(tensor) for tensor in _tensors(content)}
+        free = Counter({kind: len(buffers) for kind, buffers in self._free.items()})
+        new = 0
+        for (_, kind), size in pieces.items():
+            free[kind] -= 1
+            new += size if free[kind] < 0 else 0
+        return new == 0 or new <= _LARGEST_SHARE * available_bytes() / self._processes
 
     def _buffer(self, tensor: Tensor, kind: _Kind) -> Tensor:
         free = self._free.get(kind)
@@ -144,6 +149,16 @@ class Snapshot:
         """Delete what of the held files was written: the disk may be full."""
         for file in self.files:
             file.path.unlink(missing_ok=True)
+
+
+def host_bytes(tensor: Tensor) -> int:
+    """Host memory that a copy of tensor takes, in bytes.
+
+    A copy from a GPU is pinned, and torch's allocator of pinned memory takes the next power of two for each block
+    (c10's CachingHostAllocator, where no pinned_max_round_threshold_mb is set).
+    """
+    size = tensor.nbytes
+    return 1 << (size - 1).bit_length() if tensor.is_cuda and size > 0 else size
 
 
 def _write_at(path: Path, content: Any, write: _Write) -> None:
@@ -183,6 +198,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(inner)
 
 
+def _place(tensor: Tensor) -> tuple[int, _Kind]:
+    """Equal for tensors that are one piece of memory; and what a buffer for it has to be like."""
+    return tensor.data_ptr(), (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
 class _Copies:
     """Copies of what one file holds; what is one piece of memory in it stays one."""
 
@@ -193,12 +213,11 @@ class _Copies:
     def of(self, value: Any) -> Any:
         """value with buffers in place of its tensors; the rest is copied too, so that nobody changes it any more."""
         if isinstance(value, Tensor):
-            kind = (value.shape, value.stride(), value.dtype, value.device)
-            place = (value.data_ptr(), kind)
+            place = _place(value)
             if place not in self._pairs:
                 source = value.detach()
                 source = source if type(source) is Tensor else source.as_subclass(Tensor)
-                self._pairs[place] = source, self._buffer(source, kind)
+                self._pairs[place] = source, self._buffer(source, place[1])
             return self._pairs[place][1]
         if isinstance(value, dict):
             fresh = copy.copy(value)

@@ -16,11 +16,16 @@ import torch
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.carry import Carry
+from finetune_trainer.worker.ranks import Ranks
 from finetune_trainer.worker.resume import refuse_pickles
 from finetune_trainer.worker.supervision import Supervision
 
 # What a plain checkpoint holds only to train on.
 _NOT_WEIGHTS = ("optimizer.pt", "scheduler.pt")
+# DeepSpeed's names.
+_LATEST = "latest"
+_MODEL_STATE = "mp_rank_00_model_states.pt"
+_PIECE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,14 @@ def take_best(engine: Any) -> bool:
     if best == engine.state.global_step:
         return False
     folder = supervision.work.best
-    if supervision.ranks.is_main and not folder.is_dir():
+    if not folder.is_dir() and (supervision.ranks.is_main or supervision.zero_stage > 0):
         raise FinetuneError(
             f"Step {best} was the best one, but its checkpoint is gone. Do not edit the checkpoints of a run.",
             failure_class="CheckpointInvalid",
         )
+    if supervision.zero_stage > 0 and supervision.ranks.world_size > supervision.ranks.local_world_size:
+        with supervision.heartbeat.long_phase():
+            complete_shards(folder, supervision, engine.args.device)
     if folder.is_dir():
         refuse_pickles(folder)
     if supervision.zero_stage > 0:
@@ -99,3 +107,32 @@ def take_best(engine: Any) -> bool:
             if parameter.requires_grad:
                 torch.distributed.broadcast(parameter.data, src=0)
     return True
+
+
+def complete_shards(folder: Path, supervision: Supervision, device: torch.device) -> None:
+    """Each node's own shards in folder are a checkpoint that DeepSpeed loads: with what only rank 0 has written.
+
+    That is the name of the newest, and below stage 3 the model's state. Every rank calls it.
+    """
+    ranks, shards = supervision.ranks, next(folder.glob("global_step*"))
+    if ranks.is_node_main and not (folder / _LATEST).exists():
+        (folder / _LATEST).write_text(shards.name)
+    if supervision.zero_stage < 3:
+        _send_file(shards / _MODEL_STATE, ranks, device)
+    torch.distributed.barrier()
+
+
+def _send_file(path: Path, ranks: Ranks, device: torch.device) -> None:
+    """Rank 0's file is on the other nodes too."""
+    target = path if ranks.is_node_main else Path(os.devnull)
+    size = torch.tensor([path.stat().st_size if ranks.is_main else 0], device=device)
+    torch.distributed.broadcast(size, src=0)
+    with target.open("rb" if ranks.is_main else "wb") as file:
+        for start in range(0, int(size), _PIECE_BYTES):
+            piece = torch.empty(min(_PIECE_BYTES, int(size) - start), dtype=torch.uint8)
+            if ranks.is_main:
+                file.readinto(piece.numpy())
+            piece = piece.to(device)
+            torch.distributed.broadcast(piece, src=0)
+            if not ranks.is_main:
+                file.write(piece.cpu().numpy())

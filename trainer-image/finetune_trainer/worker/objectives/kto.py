@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from finetune_api.failures import FinetuneError
 from finetune_api.runfile import RunPreference
 from finetune_trainer.data.kinds import EncodedJudged
+from finetune_trainer.worker.agreement import over_ranks
 from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.objectives.base import Batch, Loss, Objective, Sums
 from finetune_trainer.worker.objectives.policy import ReferencePolicy, put_off_dropout, token_log_probs
@@ -96,8 +97,7 @@ class Kto(Objective):
             with torch.no_grad():
                 total += (self._ratios(engine.model, batch)[0] * batch["real"]).sum().double()
         engine.model.train(was_training)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
+        over_ranks(total)
         # The only record of a last, partial step has no other completion beside it.
         mean = total / len(records) if len(records) > 1 else torch.zeros_like(total)
         self.divergence = mean.clamp(min=0).float()

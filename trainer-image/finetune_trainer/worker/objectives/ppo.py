@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from finetune_api.failures import FinetuneError
+from finetune_trainer.worker.agreement import over_ranks
 from finetune_trainer.worker.objectives.base import Batch, Loss
 from finetune_trainer.worker.objectives.grpo import clipped_gain
 from finetune_trainer.worker.objectives.online import Online
@@ -126,10 +127,7 @@ class Ppo(Online):
             sums += torch.stack(
                 [torch.tensor(float(len(values)), dtype=torch.float64), values.sum(), (values**2).sum()]
             )
-        if distributed.is_initialized():
-            sums = sums.to(self.engine.args.device)
-            distributed.all_reduce(sums)
-        count, total, squares = sums.tolist()
+        count, total, squares = over_ranks(sums.to(self.engine.args.device)).tolist()
         mean = total / max(count, 1)
         deviation = max(squares / max(count, 1) - mean**2, 0) ** 0.5
         scale = 1 / (deviation + 1e-8)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
+from finetune_trainer.worker.agreement import over_ranks
 from finetune_trainer.worker.loss import IGNORED
 from finetune_trainer.worker.objectives.base import Batch
 
@@ -33,9 +34,7 @@ def step_records(batches: Sequence[Batch], device: torch.device) -> list[StepRec
     together in that order they are the same list under any split.
     """
     sizes = torch.tensor([max(len(batch["real"]) for batch in batches), max(map(_width, batches))], device=device)
-    if distributed.is_initialized():
-        distributed.all_reduce(sizes, distributed.ReduceOp.MAX)
-    rows, width = sizes.tolist()
+    rows, width = over_ranks(sizes, distributed.ReduceOp.MAX).tolist()
     mine = torch.zeros((len(batches), rows, 2 * width + 2), dtype=torch.long)
     for number, batch in enumerate(batches):
         count, length = batch["input_ids"].shape
