@@ -18,9 +18,10 @@ from tests.chaos.store.rounds import Chaos, Tally
 
 
 @pytest.fixture(autouse=True)
-def one_file_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness sets this; the next test has the old value again."""
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness sets these; the next test has the old values again."""
     monkeypatch.setattr(files, "AT_ONCE", files.AT_ONCE)
+    monkeypatch.setattr(files, "SMALLEST_COPY", files.SMALLEST_COPY)
 
 
 def run(faults: int, seed: int) -> Tally:
@@ -52,7 +53,7 @@ def _manifest_first(patch: pytest.MonkeyPatch) -> None:
 
     upload_all = files.upload_all
     patch.setattr(CheckpointWriter, "_committed", late)
-    later = SimpleNamespace(scan=files.scan, upload_all=lambda store, parts: waiting.append((store, list(parts))))
+    later = SimpleNamespace(scan=files.scan, upload_all=lambda store, parts, _: waiting.append((store, list(parts))))
     patch.setattr(writer, "files", later)
 
 
