@@ -41,7 +41,7 @@ class Setting:
 
 SETTINGS = {
     "tiny": Setting("tiny", "tiny", 256, 8, 2, 30, 1e-3, 30),
-    "135m": Setting("135m", "135m", 256, 8, 2, 3, 1e-4, 90),
+    "135m": Setting("135m", "135m", 256, 8, 1, 3, 1e-4, 90),
 }
 
 
