@@ -109,7 +109,8 @@ test-chaos: $(VENV) ## The long form of the chaos tests, with their figures
 	$(PY) -m tests.cluster tools versitygw > /dev/null
 	failed=0
 	$(PY) -m tests.chaos.soak --stops 100 --kills 100 || failed=1
-	$(PY) -m tests.chaos.store --faults 10000 || failed=1
+	$(PY) -m tests.chaos.store --faults 9500 || failed=1
+	$(PY) -m tests.chaos.store --faults 500 --s3 || failed=1
 	$(PY) -m tests.chaos.outages || failed=1
 	$(PYTEST) tests/chaos/failures -n 2 -q || failed=1
 	exit $$failed

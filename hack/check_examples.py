@@ -1,4 +1,6 @@
-"""Checks every file under examples/: schema, rules, no nulls, nothing that this release cannot do.
+"""Checks every file under examples/: schema, rules, no nulls, nothing that this release cannot do, nothing that is missing.
+
+What an example reads below tuned/ or by fromJob has to be what another one makes.
 
 `python -m hack.check_examples [FOLDER]` prints each fault and exits with 1 if there is one.
 """
@@ -18,14 +20,17 @@ from pydantic import ValidationError
 
 from finetune_api import crd
 from finetune_api.failures import FinetuneError
-from finetune_api.planner import build_references, unsupported
+from finetune_api.job import FineTuneJobSpec, ObjectiveType, TuningType
+from finetune_api.planner import NotFinished, build_references, named_jobs, resolve, unsupported, with_resolved
 from finetune_api.pool import GPUPoolSpec
+from finetune_api.status import Artifacts, Condition, ConditionStatus, ConditionType, FineTuneJobStatus
 from finetune_trainer.cli.jobfile import JobFileError, read_job_file
 
 ROOT = Path(__file__).resolve().parents[1]
 MAIN = "finetunejob.yaml"
 LOCAL = "local.yaml"
 TINY = "tiny"  # the folder of examples for `finetune run`
+TUNED = "/tuned/"  # where examples write
 MAIN_LINES = 12
 DEFINITIONS = {"FineTuneJob": crd.finetunejob, "GPUPool": crd.gpupool}
 
@@ -103,15 +108,100 @@ def faults(path: Path) -> Iterator[str]:
 
 
 def _job_faults(path: Path) -> Iterator[str]:
+    local = is_local(path)
     try:
         spec = read_job_file(path).spec  # the same rules as the API server's
-        build_references(spec, local=path.name == LOCAL or path.parent.name == TINY)
+        build_references(resolved(spec), local=local)
     except JobFileError as error:
         yield from (f"line {fault.line}: {fault.field}: {fault.message}" for fault in error.faults)
-    except FinetuneError as error:
+    except (FinetuneError, NotFinished) as error:
         yield str(error)
     else:
         yield from (f"{item.field}: {item.message}" for item in unsupported(spec))
+        yield from (
+            f"{uri}: no example makes it" for uri in results_read(spec) if maker(uri, jobs(local=local)) is None
+        )
+
+
+def is_local(path: Path) -> bool:
+    """Whether the example is for `finetune run` on one machine."""
+    return path.name == LOCAL or path.parent.name == TINY
+
+
+@functools.cache
+def jobs(*, local: bool) -> dict[str, FineTuneJobSpec]:
+    """The valid jobs among the examples for one machine, or for a cluster, by their names."""
+    found = {}
+    for path in sorted((ROOT / "examples").rglob("*.yaml")):
+        document = yaml.safe_load(path.read_text())
+        if document["kind"] == "FineTuneJob" and is_local(path) == local:
+            try:
+                found[document["metadata"]["name"]] = FineTuneJobSpec.from_json(document["spec"])
+            except ValidationError:
+                continue  # told of its own file
+    return found
+
+
+def results_read(spec: FineTuneJobSpec) -> list[str]:
+    """The places below tuned/ that a job reads."""
+    document = spec.to_json()
+    del document["output"]
+    return [text for text in _texts(document) if TUNED in text]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _texts(child)
+
+
+def maker(uri: str, among: dict[str, FineTuneJobSpec]) -> str | None:
+    """Which of the jobs leaves a model or an adapter at uri."""
+    output, _, folder = uri.rpartition("/")
+    return next((name for name, job in among.items() if job.output.uri == output and folder in made(job)), None)
+
+
+def made(spec: FineTuneJobSpec) -> set[str]:
+    """The folders with weights that a job leaves below its output."""
+    if spec.objective_type == ObjectiveType.EVALUATION:
+        return set()
+    if spec.tuning_type == TuningType.FULL:
+        return {"model"}
+    return {"adapter", "merged"} if spec.output.merge_adapter else {"adapter"}
+
+
+def resolved(spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """The job with what its fromJob fields stand for once the examples that they name have succeeded.
+
+    Raises FinetuneError where such an example makes no model that fits, NotFinished where there is none.
+    """
+    known = jobs(local=False)
+    found = [
+        resolve(spec, path, (known[name], _succeeded(known[name])) if name in known else None)
+        for path, name in named_jobs(spec).items()
+    ]
+    return with_resolved(spec, found)
+
+
+def _succeeded(spec: FineTuneJobSpec) -> FineTuneJobStatus:
+    """The status of a job that is done, as far as other jobs look at it."""
+    uri, folders = spec.output.uri, made(spec)
+    succeeded = Condition(
+        type=ConditionType.SUCCEEDED,
+        status=ConditionStatus.TRUE,
+        reason="Completed",
+        observed_generation=1,
+        last_transition_time="2026-01-01T00:00:00Z",
+    )
+    artifacts = Artifacts(
+        uri=uri,
+        adapter=f"{uri}/adapter" if "adapter" in folders else None,
+        model=next((f"{uri}/{name}" for name in ("model", "merged") if name in folders), None),
+        report=f"{uri}/report.md",
+    )
+    return FineTuneJobStatus(conditions=[succeeded], artifacts=artifacts)
 
 
 def main(folder: Path = ROOT / "examples") -> int:

@@ -10,6 +10,7 @@ from finetune_api import crd
 from finetune_api.job import FROZEN_FIELDS, FineTuneJobSpec, ObjectiveType, QuantizationType, Task, TuningType
 from finetune_api.planner import unsupported
 from finetune_api.planner.support import CHOICES, NOT_YET, TRAINING_ONLY
+from finetune_api.planner.tuning import BEFORE_LAST_TOKEN
 from finetune_api.validity import RULES, ZERO_STAGES, Cell, Rule, refusing
 from hack.markdown import HEADER, Schema, cell
 
@@ -36,9 +37,18 @@ _COMBINATIONS: tuple[Schema, ...] = (
     },
     {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}], "lossOn": "All"}, "objective": {"type": "KTO"}},
     {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}], "balanceLabels": True}},
+    {"model": {"uri": "hf://owner/name", "tokenizer": {"addSpecialTokens": ["<a>"]}}, "tuning": {"type": "IA3"}},
+    *(
+        {"model": {"uri": "hf://owner/name", "task": "Seq2Seq"}, "evaluation": evaluation}
+        for evaluation in (
+            {"retention": {"uri": "s3://bucket/general.jsonl"}},
+            {"benchmarks": [{"name": "ArcEasy", "source": {"uri": "s3://bucket/arc.jsonl"}}]},
+        )
+    ),
     {"tuning": {"type": "PTuning"}, "hyperparameters": {"packing": True}},
     {"objective": {"type": "DPO"}, "hyperparameters": {"packing": True}},
     {"hyperparameters": {"packing": True, "groupByLength": True}},
+    {"objective": {"type": "KTO"}, "hyperparameters": {"globalBatchSize": 1}},
     {"tuning": {"type": "PrefixTuning"}, "hyperparameters": {"gradientCheckpointing": True}},
     {"hyperparameters": {"masterWeights": "BF16"}},
     {"tuning": {"type": "Full"}, "hyperparameters": {"masterWeights": "BF16", "precision": "FP16"}},
@@ -61,10 +71,15 @@ def supported() -> str:
         "## Methods\n",
         "Each objective with each tuning on each task. `yes` works and is tested; a number is the reason below the "
         "table. *Base in* lists the number formats that a frozen base can be quantised to, *ZeRO* the stages that can "
-        "be set. The same table makes the API server's rules and the operator's answer.\n",
+        "be set. The same table makes the API server's rules and the operator's answer. The model's own files can rule "
+        "out more, which is said before a GPU is taken: PromptTuning and PTuning on SequenceClassification need an "
+        "encoder.\n",
+        "Every combination is run at tiny size on a CPU, in FP32 and BF16; with ZeRO in one of the two. "
+        "FP16: GPU only, not run here.\n",
         *(line for objective in ObjectiveType for line in _methods(objective)),
         "## Combinations that are refused\n",
         *(f"- {cell(rule.message)}{_where(rule)}." for rule in RULES),
+        f"- {cell(BEFORE_LAST_TOKEN)}.",
         *(f"- {cell(_message(changes))}." for changes in _COMBINATIONS),
         "\n## Fields of which some values work\n",
         "| Field | Works | Not yet |",
@@ -75,6 +90,10 @@ def supported() -> str:
         "|---|---|",
         *(f"| `{path}` | {cell(_node(schema, path)['description'])} |" for path in NOT_YET),
         "\nWith objective Evaluation also: " + ", ".join(f"`{path}`" for path in TRAINING_ONLY) + ".",
+        "\n## Fields that need another image\n",
+        "The trainer image of this project has no package `liger-kernel`. So `hyperparameters.liger: true` changes nothing: "
+        "the run goes on without it, and log and report say `off: the image has no package liger-kernel`. "
+        "[methods.md](methods.md#liger-kernels) says how to build an image that has it.",
         "\n## Frozen once planned\n",
         "These members of the spec may be mended until `status.plan` is there, and not after: "
         + ", ".join(f"`{name}`" for name in FROZEN_FIELDS)

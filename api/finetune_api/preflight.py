@@ -47,6 +47,12 @@ class ModelFacts(Tolerant):
     """How the weight files are quantised already, such as gptq, awq or bitsandbytes; absent where they are not."""
     experts: int | None = None
     """Experts of each layer of a mixture; absent where it is none."""
+    experts_per_token: int | None = None
+    """Experts of a layer that one token passes through."""
+    expert_size: int | None = None
+    """Inner width of one expert, where one weight holds all experts of a layer."""
+    shared_expert_size: int | None = None
+    """Inner width of the expert that every token passes through beside the others."""
     encoder: bool = False
     """Whether it has an encoder: encoder and decoder, or an encoder only."""
     digest: str

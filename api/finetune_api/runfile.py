@@ -20,7 +20,9 @@ from finetune_api.job import (
     Benchmark,
     Columns,
     DataFormat,
+    FullTuning,
     Generation,
+    Ia3,
     Lora,
     LossOn,
     LossSpikeGuard,
@@ -362,6 +364,9 @@ class PreflightFile(Document):
     lora: Lora | None = None
     soft_prompt: SoftPrompt | None = None
     """With lora: what the settings of an earlier adapter are compared with."""
+    ia3: Ia3 | None = None
+    full: FullTuning | None = None
+    """With ia3 and lora: the layers and parameters that the model must have."""
     loss_on: LossOn | None = None
     truncation: Truncation | None = None
     max_sequence_length: int | None = None

@@ -215,9 +215,8 @@ RULES: tuple[Rule, ...] = (
     # precision
     Rule(
         "hyperparameters.precision",
-        "FP16 with zeroStage above 0 needs a GPU; choose BF16 or FP32 on a CPU pool",
+        "FP16 needs a GPU, on a CPU nothing scales its loss; choose BF16 or FP32 on a CPU pool",
         precision=(Precision.FP16,),
-        zero_stage=_SHARDED,
         on_cpu=True,
     ),
 )

@@ -45,6 +45,15 @@ def test_a_pool_set_to_null_is_left_out_and_the_cpu_pool_can_be_turned_on() -> N
     pools = {pool["metadata"]["name"]: GPUPoolSpec.from_json(pool["spec"]) for pool in of_kind(documents, "GPUPool")}
     assert "l4" not in pools
     assert pools["cpu"].accelerator == "cpu" and pools["cpu"].resource_name is None
+    assert {pool.termination_grace_period_seconds for pool in pools.values()} == {60}
+
+
+def test_the_grace_period_of_every_pool_is_a_value() -> None:
+    values = "poolDefaults.terminationGracePeriodSeconds=120,pools.l4.terminationGracePeriodSeconds=25"
+    documents = render("--set", f"{values},cpuPool.enabled=true,cpuPool.terminationGracePeriodSeconds=90")
+    pools = {pool["metadata"]["name"]: GPUPoolSpec.from_json(pool["spec"]) for pool in of_kind(documents, "GPUPool")}
+    found = {name: pool.termination_grace_period_seconds for name, pool in pools.items()}
+    assert found == {"l4": 25, "a40": 120, "a100-40": 120, "a100-80": 120, "cpu": 90}
 
 
 def test_the_operator_has_no_secret_verbs_and_no_wildcards() -> None:

@@ -8,15 +8,21 @@ from finetune_api.failures import FinetuneError
 from finetune_api.job import (
     FineTuneJobSpec,
     Hyperparameters,
+    Lora,
+    LoraVariant,
     MasterWeights,
     Precision,
     QuantizationType,
+    Task,
 )
 from finetune_api.planner.optimization import Optimization
 from finetune_api.planner.support import cell_of
-from finetune_api.planner.tuning import quantization_type
+from finetune_api.planner.tuning import BEFORE_LAST_TOKEN, TOKEN_PROMPTS, quantization_type
 from finetune_api.status import ModelFacts
 from finetune_api.validity import refusing
+
+SEPARATE_EXPERTS = ("switch_transformers",)
+"""Mixtures that hold a linear layer for each expert; the others hold all experts of a layer in one weight."""
 
 
 def require_possible(
@@ -38,6 +44,16 @@ def _on_pool(spec: FineTuneJobSpec, chosen: Optimization, on_cpu: bool) -> Itera
         yield name, f"{name}: BF16 goes with precision BF16 only; set {path}.precision: BF16 or choose FP32"
 
 
+def _on_fused_experts(lora: Lora) -> Iterator[tuple[str, str]]:
+    if lora.dropout or lora.variant == LoraVariant.DORA:
+        name = "tuning.lora.experts"
+        yield (
+            name,
+            f"{name}: experts that are held in one weight cannot be adapted with dropout or by DoRA; choose dropout 0 and "
+            "variant Standard or RsLoRA, or remove it",
+        )
+
+
 def _with_model(spec: FineTuneJobSpec, model: ModelFacts) -> Iterator[tuple[str, str]]:
     quantization = quantization_type(spec)
     if model.quantization is not None and quantization is not None:
@@ -46,10 +62,17 @@ def _with_model(spec: FineTuneJobSpec, model: ModelFacts) -> Iterator[tuple[str,
     if model.experts is not None and quantization == QuantizationType.INT8:
         name = "tuning.quantization.bits"
         yield name, f"{name}: the experts of {model.model_type} have no 8-bit form; choose 4"
-    if model.experts is not None:
-        return
     lora = spec.tuning.lora if spec.tuning is not None else None
     full = spec.tuning.full if spec.tuning is not None else None
+    if full is not None and full.first_layers is not None and full.first_layers > model.layers:
+        name = "tuning.full.firstLayers"
+        yield name, f"{name} is {full.first_layers}, the model has {model.layers} layers; choose at most {model.layers}"
+    if spec.task == Task.SEQUENCE_CLASSIFICATION and spec.tuning_type in TOKEN_PROMPTS and not model.encoder:
+        yield "tuning.type", BEFORE_LAST_TOKEN
+    if model.experts is not None:
+        if lora is not None and lora.experts and model.model_type not in SEPARATE_EXPERTS:
+            yield from _on_fused_experts(lora)
+        return
     hp = spec.hyperparameters or Hyperparameters()
     for field, asked in (
         ("tuning.lora.experts", lora is not None and bool(lora.experts)),

@@ -22,7 +22,7 @@ TAKES_ADAPTER = (
     ObjectiveType.GRPO,
 )
 # Those of them whose reference is base and adapter as they were at the start, which stage 3 would shard.
-KEEPS_ITS_START = (ObjectiveType.DPO, ObjectiveType.KTO)
+_KEEPS_ITS_START = (ObjectiveType.DPO, ObjectiveType.KTO)
 
 
 class NotFinished(Exception):
@@ -37,6 +37,11 @@ def named_jobs(spec: FineTuneJobSpec) -> dict[str, str]:
 def takes_adapter(spec: FineTuneJobSpec) -> bool:
     """Whether the job can start from a base with an adapter on it."""
     return spec.tuning_type != TuningType.FULL and spec.objective_type in TAKES_ADAPTER
+
+
+def keeps_its_start(spec: FineTuneJobSpec) -> bool:
+    """Whether the run keeps an earlier adapter as it was at the start, so that stage 3 cannot shard it."""
+    return spec.model.adapter is not None and spec.objective_type in _KEEPS_ITS_START
 
 
 def resolve(

@@ -12,6 +12,7 @@ from finetune_api.failures import FinetuneError
 from finetune_api.job import FineTuneJobSpec, Hyperparameters, MasterWeights, ObjectiveType, Resources, TuningType
 from finetune_api.planner import memory, settings, support
 from finetune_api.planner.facts import require_possible
+from finetune_api.planner.from_job import keeps_its_start
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.optimization import optimization
 from finetune_api.planner.references import References
@@ -23,6 +24,8 @@ from finetune_api.validity import refusing
 
 MAX_PARAMETERS_ON_CPU = 10**9
 MICRO_BATCHES = (8, 4, 2, 1)
+ANY_LENGTH = ("bloom",)
+"""Families that can be made for longer text than config.json names: it tells what the weights were made from."""
 
 
 def make_plan(
@@ -129,7 +132,7 @@ def _sharded_stage(spec: FineTuneJobSpec, pool: Pool) -> int | None:
     hp = spec.hyperparameters or Hyperparameters()
     if ((spec.resources and spec.resources.nodes) or 1) > 1 or hp.optimizer not in (None, *support.ZERO_OPTIMIZERS):
         return None
-    if hp.master_weights == MasterWeights.BF16:
+    if hp.master_weights == MasterWeights.BF16 or keeps_its_start(spec):
         return None
     for stage in (3, 2) if spec.tuning_type == TuningType.FULL else (3,):
         if refusing(support.cell_of(spec, zero_stage=stage, on_cpu=pool.on_cpu)) is None:
@@ -162,12 +165,16 @@ def _batch(
 
 
 def _require_length(spec: FineTuneJobSpec, model: ModelFacts, length: int) -> None:
-    if spec.objective_type == ObjectiveType.PRETRAIN or model.max_positions is None or length <= model.max_positions:
+    fresh = spec.objective_type == ObjectiveType.PRETRAIN
+    if model.max_positions is None or length <= model.max_positions or (fresh and model.model_type in ANY_LENGTH):
         return
+    block = spec.objective.pretrain.block_size if spec.objective is not None and spec.objective.pretrain else None
+    field = "hyperparameters.maxSequenceLength" if block is None else "objective.pretrain.blockSize"
     raise FinetuneError(
-        f"hyperparameters.maxSequenceLength is {length}, the model was built for {model.max_positions} tokens",
+        f"{field} is {length}, the model was built for {model.max_positions} tokens"
+        + ("; lower it, or raise the positions in its config.json" if fresh else ""),
         failure_class="InvalidSpec",
-        field="spec.hyperparameters.maxSequenceLength",
+        field=f"spec.{field}",
     )
 
 

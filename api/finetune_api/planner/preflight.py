@@ -23,6 +23,8 @@ def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *
         further=further_inputs(spec, references),
         lora=spec.tuning.lora if spec.tuning is not None else None,
         soft_prompt=spec.tuning.soft_prompt if spec.tuning is not None else None,
+        ia3=spec.tuning.ia3 if spec.tuning is not None else None,
+        full=spec.tuning.full if spec.tuning is not None else None,
         loss_on=spec.dataset.loss_on,
         truncation=spec.dataset.truncation,
         max_sequence_length=spec.hyperparameters.max_sequence_length if spec.hyperparameters else None,

@@ -8,6 +8,8 @@ from finetune_api.runfile import RunPretrain
 
 NOISED = (Task.MASKED_LM, Task.SEQ2SEQ)
 _VOCABULARY = 32000
+SMALLEST_VOCABULARY = {Task.CAUSAL_LM: 256 + 3, Task.MASKED_LM: 256 + 5, Task.SEQ2SEQ: 256 + 103}
+"""What a BytePair tokenizer needs: every byte, and the task's special tokens (of Seq2Seq 100 are sentinels)."""
 
 
 def _given(spec: FineTuneJobSpec) -> PretrainSettings:

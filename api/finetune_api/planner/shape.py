@@ -63,6 +63,7 @@ def shape_of(
         reference=spec.objective_type in _WITH_REFERENCE and spec.tuning_type == TuningType.FULL,
         further_bytes=_further_bytes(spec, found),
         adapted_share=_adapted_share(lora),
+        adapted_experts=lora is not None and bool(lora.experts),
     )
 
 

@@ -24,10 +24,11 @@ from finetune_api.job import (
 )
 from finetune_api.metrics import check_metrics, offered_metrics
 from finetune_api.model import FurtherModel
-from finetune_api.planner.from_job import KEEPS_ITS_START, TAKES_ADAPTER
+from finetune_api.planner.expressions import fault_of
+from finetune_api.planner.from_job import TAKES_ADAPTER, keeps_its_start
 from finetune_api.planner.objective import REINFORCEMENTS
-from finetune_api.planner.pretrain import NOISED
-from finetune_api.planner.tuning import SOFT_PROMPTS, WITHOUT_DROPOUT, quantization_type
+from finetune_api.planner.pretrain import NOISED, SMALLEST_VOCABULARY
+from finetune_api.planner.tuning import FIXED_EMBEDDINGS, SOFT_PROMPTS, WITHOUT_DROPOUT, quantization_type
 from finetune_api.validity import Cell, refusing
 
 # Fields with some values that work. docs/supported.md is generated from this table and the next.
@@ -95,7 +96,8 @@ def unsupported(spec: FineTuneJobSpec) -> list[Unsupported]:
     """Every value of spec that cannot be honoured, in the order of the spec."""
     checks = (_combination, _refused_choices, _not_yet, _model, _places, _dataset, _objective, _tuning)
     found = [item for check in checks for item in check(spec)]
-    found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_evaluation_only(spec)]
+    found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_further_records(spec)]
+    found += _evaluation_only(spec)
     found.sort(key=lambda item: _ORDER.index(item[0].split(".")[0].split("[")[0]))
     return [Unsupported(f"spec.{path}", message) for path, message in found]
 
@@ -160,7 +162,7 @@ def _model(spec: FineTuneJobSpec) -> Found:
         yield path, f"{path}: Full trains the base itself; choose the merged model as model.uri"
     elif spec.objective_type not in TAKES_ADAPTER:
         yield path, f"{path}: {spec.objective_type} starts from a whole model; choose the merged model as model.uri"
-    elif spec.objective_type in KEEPS_ITS_START and _value(spec, "hyperparameters.zeroStage") == 3:
+    elif keeps_its_start(spec) and _value(spec, "hyperparameters.zeroStage") == 3:
         yield (
             path,
             f"{path}: stage 3 would shard the start that {spec.objective_type} compares with; choose zeroStage 2",
@@ -221,8 +223,12 @@ def _objective(spec: FineTuneJobSpec) -> Found:
     for name in REINFORCEMENTS:
         settings = getattr(spec.objective, name.lower())
         for number, term in enumerate(settings.rewards if settings is not None else []):
+            path = f"objective.{name.lower()}.rewards[{number}]"
             if term.model is not None:
-                yield from _revision(term.model, f"objective.{name.lower()}.rewards[{number}].model")
+                yield from _revision(term.model, f"{path}.model")
+            fault = fault_of(term.pattern) if term.pattern is not None else None
+            if fault is not None:
+                yield f"{path}.pattern", f"{path}.pattern is not a regular expression ({fault}); choose one that is"
     if spec.objective.pretrain is not None:
         yield from _pretrain(spec)
 
@@ -246,6 +252,10 @@ def _pretrain(spec: FineTuneJobSpec) -> Found:
         yield f"{path}.maskProbability", f"{path}.maskProbability belongs to MaskedLM and Seq2Seq; remove it"
     if given.mean_span_length is not None and spec.task != Task.SEQ2SEQ:
         yield f"{path}.meanSpanLength", f"{path}.meanSpanLength belongs to Seq2Seq; remove it"
+    least = SMALLEST_VOCABULARY.get(spec.task, 0) if fresh else 0
+    if given.vocabulary_size is not None and given.vocabulary_size < least:
+        why = f"{given.vocabulary_size} has no room for 256 bytes and {least - 256} special tokens"
+        yield f"{path}.vocabularySize", f"{path}.vocabularySize: {why}; choose at least {least}"
     length = _value(spec, "hyperparameters.maxSequenceLength")
     if given.block_size is not None and length not in (None, given.block_size):
         yield f"{path}.blockSize", f"{path}.blockSize and hyperparameters.maxSequenceLength differ; set only one"
@@ -254,6 +264,10 @@ def _pretrain(spec: FineTuneJobSpec) -> Found:
 def _tuning(spec: FineTuneJobSpec) -> Found:
     if spec.tuning is None:
         return
+    if _value(spec, "model.tokenizer.addSpecialTokens") and spec.tuning_type in FIXED_EMBEDDINGS:
+        path = "model.tokenizer.addSpecialTokens"
+        why = "IA3 and soft prompts keep the embeddings fixed, so that added tokens would stay untrained"
+        yield path, f"{path}: {why}; choose Full, LoRA or QLoRA, or remove it"
     prompt, quantization, ia3 = spec.tuning.soft_prompt, spec.tuning.quantization, spec.tuning.ia3
     if spec.tuning.lora is not None and spec.tuning.lora.dropout and spec.objective_type in WITHOUT_DROPOUT:
         path = "tuning.lora.dropout"
@@ -294,6 +308,9 @@ def _hyperparameters(spec: FineTuneJobSpec) -> Found:
             f"{path}.groupByLength",
             f"{path}.groupByLength: rows are of one length, or grow while they train; remove it",
         )
+    if hp.global_batch_size == 1 and spec.objective_type == ObjectiveType.KTO:
+        name = f"{path}.globalBatchSize"
+        yield name, f"{name}: KTO compares each record with another of its optimizer step; choose 2 or more"
     if hp.gradient_checkpointing and spec.tuning_type == TuningType.PREFIX_TUNING:
         name = f"{path}.gradientCheckpointing"
         yield name, f"{name}: PrefixTuning passes keys and values that recomputation would lose; remove it"
@@ -342,6 +359,12 @@ def _metrics(spec: FineTuneJobSpec) -> Found:
     except FinetuneError as error:
         path = (error.field or "spec.evaluation").removeprefix("spec.")
         yield path, f"{path}: {error}"
+
+
+def _further_records(spec: FineTuneJobSpec) -> Found:
+    for path in ("evaluation.retention", "evaluation.benchmarks"):
+        if _value(spec, path) and spec.task != Task.CAUSAL_LM:
+            yield path, f"{path} is measured of CausalLM models, not of {spec.task} models; remove it"
 
 
 def _evaluation_only(spec: FineTuneJobSpec) -> Found:

@@ -22,6 +22,14 @@ from finetune_api.runfile import RunFull, RunIa3, RunLora, RunQuantization, RunS
 
 LOW_RANK = (TuningType.LORA, TuningType.QLORA)
 SOFT_PROMPTS = (TuningType.PROMPT_TUNING, TuningType.P_TUNING, TuningType.PREFIX_TUNING)
+FIXED_EMBEDDINGS = (TuningType.IA3, *SOFT_PROMPTS)
+"""Tunings under which an added token would keep its random embedding."""
+TOKEN_PROMPTS = (TuningType.PROMPT_TUNING, TuningType.P_TUNING)
+BEFORE_LAST_TOKEN = (
+    "tuning.type: PromptTuning and PTuning put embeddings before a text, and a decoder that classifies finds the text's "
+    "last token by its ids; choose LoRA, IA3 or Full, or an encoder such as BERT as model.uri"
+)
+"""Why TOKEN_PROMPTS do not go with SequenceClassification on a decoder."""
 WITHOUT_DROPOUT = (ObjectiveType.DPO, ObjectiveType.KTO, ObjectiveType.PPO, ObjectiveType.GRPO)
 """Objectives that compare two passes of the same text."""
 DEFAULT_RANK = 16

@@ -94,13 +94,12 @@ RUNBOOKS = {
         look=(FAILURE, FINDINGS),
         causes=(
             "An architecture that the trainer does not have, or that asks for code from the repository.",
-            "Weights in pickle files only, or a file that its index does not know.",
+            "No weights where `save_pretrained` puts them, or an index of the weights that is damaged.",
             "A tokenizer without what the method needs, such as a chat template.",
             "A method that the architecture cannot take, such as QLoRA on layers that cannot be quantised.",
         ),
         act=(
             "Choose a model or a method that [supported.md](supported.md) lists.",
-            "Convert pickle weights to safetensors once, on a machine of your own, and point `model.uri` there.",
             MEND,
         ),
         again=NOT_BY_ITSELF,

@@ -97,8 +97,8 @@ RUNBOOKS = {
             "Storage that does not answer and does not fail either.",
         ),
         act=(
-            "Read the stacks in the log and the report: the rank whose stack differs from the others' is the cause. "
-            "The logs of all ranks are kept below `output.uri`, in logs/attempt-N.",
+            "Read the stacks of all ranks in report.md, which is kept below `output.uri` in logs/attempt-N beside the end "
+            "of each rank's log: the rank whose stack differs from the others' is the cause.",
             "If the same node is in every hang, have the platform team look at its GPUs and network.",
             "A hang at the same step each time points to the data of that step.",
         ),
@@ -162,11 +162,11 @@ RUNBOOKS = {
         symptom="A file was refused because loading it could run code; the message names it.",
         look=(FAILURE, LOG),
         causes=(
-            "Weights as pickle (pytorch_model.bin, *.pt, *.ckpt) in a model or adapter.",
+            "A model or adapter whose weights are there as pickle only (pytorch_model.bin, *.pt, *.ckpt).",
             "A checkpoint folder into which somebody put a file.",
         ),
         act=(
-            "Convert the weights to safetensors on a machine where you trust them.",
+            "Convert the weights to safetensors once, on a machine where you trust them, and point the field there.",
             "If you did not put the file there, find out who did, before anything else.",
         ),
         again=NOT_BY_ITSELF,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.documents import Spent, TerminationMessage
@@ -10,9 +10,10 @@ from finetune_api.failures import TABLE
 from finetune_api.status import AttemptRecord, ConditionType, Current, Progress, TimeSpent
 from finetune_operator.clock import parse_time
 from finetune_operator.decide import goodput
-from finetune_operator.decide.conditions import TRUE
+from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.documents import SUCCEEDED, read_termination
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.guarding import ROLLED_BACK
 from finetune_operator.snapshot import PodView
 
 KEPT_ATTEMPTS = 5
@@ -20,7 +21,7 @@ KEPT_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Known:
-    """How far an attempt came: by its pods' last words, or else by its progress."""
+    """How far an attempt came: by its first pod's last words, or else by its progress."""
 
     step: int | None = None
     resumed_from_step: int | None = None
@@ -30,18 +31,16 @@ class Known:
 
 
 def known_of(draft: Draft, current: Current) -> Known:
-    """Everything that is known of the attempt; the first pod is heard first, since the others follow it."""
-    pods = draft.seen.pods_of(current.job_uid)
-    said = [message for pod in pods if (message := read_termination(pod.termination_message)) is not None]
-    polled = _progress(draft, current)
+    """Everything that is known of the attempt."""
+    said, polled = _last_words(draft.seen.pods_of(current.job_uid)), _progress(draft, current)
+    # What was polled before may have been undone by a guard since. The last words leave out what is not so any more.
+    newest = said if said is not None else polled
     return Known(
-        step=_first([*(message.step for message in said), polled.step if polled else None]),
-        resumed_from_step=_first(
-            [*(message.resumed_from_step for message in said), polled.resumed_from_step if polled else None]
-        ),
-        checkpoint_step=_newest_checkpoint(said, polled),
+        step=newest.step if newest else None,
+        resumed_from_step=newest.resumed_from_step if newest else None,
+        checkpoint_step=newest.checkpoint_step if newest else None,
         tokens_per_second=polled.tokens_per_second if polled else None,
-        spent=_spent(pods, polled),
+        spent=_spent(said, polled),
     )
 
 
@@ -70,6 +69,8 @@ def record(draft: Draft, current: Current, outcome: str, known: Known, *, avoid_
         draft.set(start_time=current.running_time or current.start_time)
     if known.checkpoint_step is not None:
         draft.mark(ConditionType.CHECKPOINTED, TRUE, "Committed", f"at step {known.checkpoint_step}")
+    elif outcome == ROLLED_BACK:
+        draft.mark(ConditionType.CHECKPOINTED, FALSE, outcome, "the run goes on from its beginning")
 
 
 def account_for_rest(draft: Draft) -> None:
@@ -113,7 +114,8 @@ def saved_step(attempts: Sequence[AttemptRecord]) -> int:
     """
     for entry in reversed(attempts):
         steps = [step for step in (entry.checkpoint_step, entry.resumed_from_step) if step is not None]
-        if steps or entry.step:  # steps of an attempt that went on from nothing and saved nothing
+        # Steps of an attempt that went on from nothing and saved nothing, or a guard went back to the beginning.
+        if steps or entry.step or entry.outcome == ROLLED_BACK:
             return max(steps, default=-1)
     return -1
 
@@ -141,16 +143,14 @@ def _progress(draft: Draft, current: Current) -> Progress | None:
     return progress if progress is not None and progress.attempt == current.number else None
 
 
-def _newest_checkpoint(said: Sequence[TerminationMessage], polled: Progress | None) -> int | None:
-    """By the last words; what was polled before may have been undone by a guard since."""
-    steps = [message.checkpoint_step for message in said if message.checkpoint_step is not None]
-    return max(steps, default=polled.checkpoint_step if polled else None)
+def _last_words(pods: Sequence[PodView]) -> TerminationMessage | None:
+    """Those of the first node, which alone knows of checkpoints."""
+    said = (read_termination(pod.termination_message) for pod in pods if pod.index == 0)
+    return next((message for message in said if message is not None), None)
 
 
-def _spent(pods: Sequence[PodView], polled: Progress | None) -> Spent | None:
+def _spent(said: TerminationMessage | None, polled: Progress | None) -> Spent | None:
     """The time as the first node measured it."""
-    first = next((pod for pod in pods if pod.index == 0), None)
-    said = read_termination(first.termination_message) if first is not None else None
     if said is not None and said.spent is not None:
         return said.spent
     return _from_status(polled.spent) if polled is not None and polled.spent is not None else None
@@ -158,7 +158,3 @@ def _spent(pods: Sequence[PodView], polled: Progress | None) -> Spent | None:
 
 def _from_status(spent: TimeSpent) -> Spent:
     return Spent(**{name: max(0, getattr(spent, f"{name}_seconds")) for name in Spent.model_fields})
-
-
-def _first(values: Iterable[int | None]) -> int | None:
-    return next((value for value in values if value is not None), None)

@@ -167,12 +167,16 @@ def _take_result(draft: Draft, child: ChildJob, pod: PodView) -> None:
 
 
 def _count(draft: Draft, cause: Cause) -> None:
-    """A preflight came to nothing: again later where that may help, else Invalid. An interruption is no failure."""
+    """A preflight came to nothing: again later where that may help, else Invalid.
+
+    An interruption is no failure, and waiting for room is neither.
+    """
     row, status = TABLE[cause.failure_class], draft.seen.status
     failures = (status.failures or 0) + row.counted
     like_this = status.preflight_failures.get(row.name, 0) + row.counted
-    in_vain = (status.interruptions_without_checkpoint or 0) + (not row.counted)
-    if row.fault == Fault.INTERRUPTION and in_vain >= MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT:
+    interrupted = row.fault == Fault.INTERRUPTION
+    in_vain = 0 if row.counted else (status.interruptions_without_checkpoint or 0) + interrupted
+    if interrupted and in_vain >= MAX_INTERRUPTIONS_WITHOUT_CHECKPOINT:
         message = f"preflight was interrupted {in_vain} times in a row; the last: {cause.message}"
         refuse(draft, Cause("NoProgress", message))
         return

@@ -7,6 +7,7 @@ from finetune_api.guards import GuardState, Rollback, RollbackReason
 from finetune_api.status import Progress, TimeSpent
 
 SUCCEEDED = "Succeeded"
+ROLLED_BACK = "RolledBack"
 _WHAT_THE_LOSS_DID = {
     RollbackReason.SPIKE: "rose",
     RollbackReason.PLATEAU: "rose and stayed high",
@@ -54,19 +55,20 @@ def ended(
 ) -> Progress | None:
     """The last word of an attempt whose pod has ended, or None where nobody knows how far it came.
 
-    shown: what status says of the same attempt; what the message leaves out is kept from it, but for the ETA.
+    shown: what status says of the same attempt; what the message leaves out is kept from it, but for the ETA and for
+    checkpoints, which a guard may have undone.
     """
     step = message.step if message else None
     if step is None:
         if shown is None:
             return None
-        step = shown.step
+        step = 0 if message is not None and message.outcome == ROLLED_BACK else shown.step
     total = max(shown.total_steps if shown else total_steps, step)
     stage = shown.stage if shown else Stage.TRAINING.value
     done = message is not None and message.outcome == SUCCEEDED
     if done:
         stage = Stage.DONE.value
-    news: dict[str, str | int | float | TimeSpent] = {
+    news: dict[str, str | int | float | TimeSpent | None] = {
         "attempt": attempt,
         "stage": stage,
         "step": step,
@@ -75,12 +77,10 @@ def ended(
         "summary": summary(step, total, stage),
         "update_time": now,
     }
-    if message and message.checkpoint_step is not None:
-        news["checkpoint_step"] = message.checkpoint_step
+    if message:
+        news |= {"checkpoint_step": message.checkpoint_step, "resumed_from_step": message.resumed_from_step}
     if message and message.eval_loss is not None:
         news["eval_loss"] = message.eval_loss
-    if message and message.resumed_from_step is not None:
-        news["resumed_from_step"] = message.resumed_from_step
     if message and message.spent is not None:
         news["spent"] = time_spent(message.spent)
     kept = shown.model_dump(exclude={"eta", "eta_seconds"}) if shown else {}

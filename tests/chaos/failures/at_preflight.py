@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_trainer.preflight import exit_code, run_preflight
+from finetune_api.planner import spec_digest
+from finetune_trainer.preflight import encode_preflight, exit_code, run_preflight
 from finetune_trainer.store import objects
 from finetune_trainer.store.claims import claim_output
 from finetune_trainer.store.documents import Claim
-from tests.chaos.failures.scenario import Ending, Place, Scenario, scenario
+from tests.chaos.failures.scenario import SPEC, Ending, Place, Scenario, scenario
 from tests.train.preflight.local import ASKED, LABELLED, Folder, classifier, faults
 from tests.train.sources.making import PICKLE, model_files, profile_env
 
@@ -19,9 +20,10 @@ _DEAD = "http://127.0.0.1:9"
 
 
 def _checked(folder: Folder, environment: Mapping[str, str] | None = None, **changes: Any) -> Ending:
-    result = run_preflight(folder.file(**changes), dict(environment or {}))
+    result = run_preflight(folder.file(specDigest=spec_digest(SPEC), **changes), dict(environment or {}))
     first = faults(result)[0]
-    return Ending(exit_code(result), first.failure_class, first.message, first.field)
+    left = encode_preflight(result).decode()
+    return Ending(exit_code(result), first.failure_class, first.message, first.field, left)
 
 
 def _with_rows(place: Place, text: str, **changes: Any) -> Ending:

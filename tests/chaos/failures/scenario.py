@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.failures import TABLE, FailureClass
+from tests.unit.operator.builders import a_spec
+
+MAX_FAILURES = 2
+SPEC = a_spec(retry={"maxFailures": MAX_FAILURES})
+"""The spec of the FineTuneJob with which the operator meets a scenario."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What a program of ours left behind: its exit code and its last words."""
+    """What a program of ours left behind: its exit code and its last words; left: the text of its termination log."""
 
     exit_code: int
     failure_class: str
     message: str
     field: str | None
+    left: str = ""
 
 
 @dataclass(frozen=True)

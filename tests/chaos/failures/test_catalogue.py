@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.failures import Fault
+from finetune_api import naming
 from finetune_api.runfile import RunFile
-from finetune_api.status import ConditionType, State
+from finetune_api.status import ConditionType, FineTuneJobStatus, State
 from tests.chaos.failures import at_preflight, in_training
-from tests.chaos.failures.scenario import Place, Scenario
+from tests.chaos.failures.scenario import MAX_FAILURES, SPEC, Ending, Place, Scenario
 from tests.cluster.s3 import S3Server
 from tests.train.agent.runs import Agent, run_file, write_inputs
-from tests.unit.operator.builders import a_job, a_spec
+from tests.unit.operator.builders import CONFIG, UID, a_job
 from tests.unit.operator.world import World
 
 BEFORE, DURING = at_preflight.SCENARIOS, in_training.SCENARIOS
@@ -56,38 +56,51 @@ def named(scenarios: list[Scenario]) -> Callable[[Callable[..., None]], Callable
     return pytest.mark.parametrize("scenario", scenarios, ids=[one.name for one in scenarios])
 
 
-def check_last_words(scenario: Scenario, place: Place) -> tuple[str, str | None]:
-    """The program's last words are those of the scenario and of the table; returns message and field."""
+def check_last_words(scenario: Scenario, place: Place) -> Ending:
+    """The program's last words are those of the scenario and of the table."""
     found = scenario.make(place)
     assert (found.failure_class, found.field) == (scenario.failure_class, scenario.field), found.message
     assert found.exit_code == scenario.row.exit_code
     assert [word for word in scenario.says if word not in found.message] == [], found.message
-    return found.message, found.field
+    return found
+
+
+def check_status(scenario: Scenario, status: FineTuneJobStatus) -> None:
+    """The operator tells of the scenario as the table has it, with the field and the words of the program."""
+    told, condition = status.failure, status.condition(ConditionType.FAILED)
+    assert told is not None
+    assert (told.failure_class, told.field, told.hint) == (scenario.failure_class, scenario.field, scenario.row.hint)
+    assert scenario.says[0] in told.message
+    assert condition is not None and condition.reason == scenario.failure_class
+    assert scenario.says[0] in condition.message and scenario.row.hint in condition.message
+
+
+def tries(scenario: Scenario) -> int:
+    """The first one, and the retries of its class."""
+    return 1 + min(scenario.row.retries, MAX_FAILURES)
 
 
 @named(BEFORE)
-def test_a_mistake_is_told_by_preflight(scenario: Scenario, place: Place) -> None:
-    check_last_words(scenario, place)
-    # What a person has to mend is not tried again; a storage that may come back is.
-    assert scenario.row.retriable is (scenario.row.fault is not Fault.USER)
+def test_a_mistake_is_told_by_preflight_and_tried_again_as_the_table_says(scenario: Scenario, place: Place) -> None:
+    found = check_last_words(scenario, place)
+    world = World(a_job(SPEC), preflight=(found.exit_code, found.left))
+    world.run(lambda seen: seen.job.status.state == State.INVALID)
+    for _ in range(int(2 * CONFIG.retry_max_seconds)):
+        world.tick()
+        world.reconcile()
+    assert world.job.status.state == State.INVALID
+    assert [name for name, _ in world.created] == [naming.preflight_name("faq", UID, 1)] * tries(scenario)
+    check_status(scenario, world.job.status)
 
 
 @named(DURING)
 def test_a_fault_is_told_by_the_trainer_and_tried_again_as_the_table_says(scenario: Scenario, place: Place) -> None:
-    message, field = check_last_words(scenario, place)
-    row = scenario.row
-    words = {"message": message[:2048], "field": field}
-    spec = a_spec(retry={"maxFailures": 2})
-    status = World(a_job(spec), outcomes=(scenario.failure_class,), words=words).run_to_the_end().job.status
+    found = check_last_words(scenario, place)
+    words = {"message": found.message[:2048], "field": found.field}
+    status = World(a_job(SPEC), outcomes=(scenario.failure_class,), words=words).run_to_the_end().job.status
     assert status.state == State.FAILED
-    assert status.attempt == 1 + min(row.retries, 2), "attempts: the first, and the retries of its class"
-    told = status.failure
-    assert told is not None
-    assert (told.failure_class, told.field, told.hint) == (scenario.failure_class, field, row.hint)
-    assert scenario.says[0] in told.message
-    condition = status.condition(ConditionType.FAILED)
-    assert condition is not None and condition.reason == scenario.failure_class
-    assert scenario.says[0] in condition.message and row.hint in condition.message
+    assert status.attempt == tries(scenario)
+    check_status(scenario, status)
 
 
 def test_there_are_at_least_thirty_each_with_a_name_of_its_own() -> None:

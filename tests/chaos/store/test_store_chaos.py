@@ -83,9 +83,9 @@ def _looks_before_it_takes(patch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     take, survey = checkpoints._take, checkpoints.survey
 
-    def take_late(store: Any, prefix: str, job_uid: str, attempt: int) -> Any:
+    def take_late(store: Any, prefix: str, *arguments: Any) -> Any:
         seen[:] = [survey(store, prefix)]
-        return take(store, prefix, job_uid, attempt)
+        return take(store, prefix, *arguments)
 
     patch.setattr(checkpoints, "_take", take_late)
     patch.setattr(

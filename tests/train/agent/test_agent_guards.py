@@ -13,7 +13,8 @@ from finetune_api.guards import GuardState, Rollback, RollbackReason
 from finetune_api.job import LossSpikeGuard
 from finetune_api.runfile import RunFile, RunGuards
 from finetune_trainer.agent.gang import free_port
-from finetune_trainer.store.checkpoints import survey
+from finetune_trainer.agent.stopping import settle_limit
+from finetune_trainer.store.checkpoints import start_attempt, survey
 from finetune_trainer.store.documents import Fence
 from finetune_trainer.store.objects import open_store
 from tests.train.agent.runs import Agent
@@ -195,24 +196,81 @@ def test_of_several_nodes_node_0_keeps_the_decision_and_the_next_attempt_takes_i
     assert traced(second[0], "factor", "records")[0] == (0.5 if kept.rollbacks else 1.0, 4 // kept.micro_batch_divisor)
 
 
+SHORT_OF_MEMORY = {"steps": 8, "most_records": 2, "fail_rank": 1, "fail_step": -1}
+
+
 @pytest.mark.parametrize(
-    "does",
-    [{"unseen": True}, {"saveless_rank": 1, "memory_step": 5}],
+    ("does", "waited"),
+    [({"unseen": True}, False), ({"saveless_rank": 1, "memory_step": 5}, True)],
     ids=["workers of node 0 that still wait for node 1", "node 0 waiting for node 1's part of a checkpoint"],
 )
 def test_node_0_keeps_its_decision_although_it_is_ended_as_soon_as_node_1_has_left(
-    make_agent, guarded, output, tmp_path, does
+    make_agent, guarded, output, tmp_path, does, waited
 ) -> None:
     """As Kubernetes does it: the first failed pod fails the Job, which ends the others."""
-    run, short = guarded(nodes=2), {"steps": 8, "most_records": 2, "fail_rank": 1, "fail_step": -1}
-    first = start_gang(make_agent, run, 0, tmp_path / "first", {**short, **does}, budgets=(10, 1))
+    run = guarded(nodes=2)
+    # A file in the place of a folder: the storage takes nothing of node 1, not even that its part does not come.
+    for folder in (output / "checkpoints/fence-1/step-2", output / "checkpoints/fence-1/step-4"):
+        folder.mkdir(parents=True)
+        (folder / "nodes").touch()
+    first = start_gang(make_agent, run, 0, tmp_path / "first", {**SHORT_OF_MEMORY, **does}, budgets=(10, 1))
     assert first[1].finish() == 85, first[1].out
     assert first[1].events("left early"), "node 1 gave node 0 all the time that it had"
     assert first[0].stop() == 102, first[0].out
+    assert bool(first[0].events("left early")) is waited
     assert first[0].message.outcome == "RolledBack"
     assert "ran out of memory with micro batch 4: now 2" in first[0].message.message
     assert len(first[0].events("attempt begun")) == 1, "nothing is restored for workers that do not start"
-    second = finish_gang(make_agent, run, 1, tmp_path / "second", short)
+    second = finish_gang(make_agent, run, 1, tmp_path / "second", SHORT_OF_MEMORY)
     assert [node.process.returncode for node in second] == [0, 0], second[0].out + second[1].out
     assert fence(output, 3).guards.micro_batch_divisor == 2
     assert traced(second[0], "step", "records")[0] == (1, 2)
+
+
+def test_a_checkpoint_that_node_1_ended_without_does_not_hold_up_the_decision(
+    make_agent, guarded, output, tmp_path
+) -> None:
+    does = {**SHORT_OF_MEMORY, "saveless_rank": 1, "memory_step": 5}
+    nodes = start_gang(make_agent, guarded(nodes=2), 0, tmp_path / "gang", does, budgets=(10, 10))
+    assert [node.finish() for node in nodes] == [102, 85], nodes[0].out + nodes[1].out
+    missing = nodes[0].events("a node's part is missing")
+    assert missing and "the workers of this node ended before they had made it" in missing[0]["error"]
+    assert nodes[0].events("left early") == []
+    assert fence(output, 2).guards.micro_batch_divisor == 2
+
+
+@pytest.mark.parametrize(
+    ("begun", "stop", "limit"),
+    [
+        (100.0, None, 108.0),
+        (100.0, 103.0, 111.0),
+        (103.0, 100.0, 108.0),
+        (109.0, 100.0, 109.5),
+        (112.0, 100.0, 111.0),
+    ],
+    ids=["no stop", "a stop meanwhile", "soon after a stop", "workers killed late", "nothing left"],
+)
+def test_the_last_checkpoint_has_a_part_of_the_stop_budget_also_where_the_workers_end_late(begun, stop, limit) -> None:
+    assert settle_limit(begun, stop, budget=10.0) == limit
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_guard_of_an_attempt_that_was_cut_off_changes_nothing_for_the_job_that_took_over(
+    make_agent, guarded, output, tmp_path, nodes
+) -> None:
+    does = {"steps": 12, "save_every": 100, "step_seconds": 0.2, "most_records": 2, "memory_step": 10}
+    if nodes == 1:
+        agents = [make_agent(guarded(), does=does).start()]
+    else:
+        agents = start_gang(make_agent, guarded(nodes=2), 0, tmp_path / "gang", does)
+    agents[0].wait_for_step(2)
+    store, prefix = open_store(str(output))
+    start_attempt(store, prefix, job_uid="another", attempt=0, restore_to=None)
+    assert agents[0].finish() == 100, agents[0].out
+    for node in agents[1:]:
+        node.finish()
+    assert "fence 2 has taken" in agents[0].message.message
+    assert len(agents[0].events("guard")) == 1, "it did run out of memory"
+    newest = survey(store, prefix)
+    assert newest.record is not None and (newest.fence, newest.record.job_uid) == (2, "another")
+    assert newest.record.guards == GuardState()

@@ -179,6 +179,26 @@ def test_a_part_that_does_not_come_is_given_up_and_the_next_step_is_stored(
     assert {"rank-0.bin", "rank-1.bin"} <= names
 
 
+def test_workers_that_ended_without_a_step_are_not_waited_for(gang: Gang) -> None:
+    """Node 1 stays until node 0's end: its ranks may have failed for a reason to which node 0 has an answer."""
+    gang.save(10, [])
+    gang.store_newest()
+    save(gang.works[0], 0, 20, [])
+    threading.Thread(target=gang.uploads.flush, kwargs={"until_its_end": True}, daemon=True).start()
+    gang.store_newest()
+    assert gang.steps == [10]
+    assert [said["step"] for said in gang.log.of("a node's part is missing")] == [20]
+    [given_up] = gang.log.of("checkpoint part given up")
+    assert given_up == {"step": 20, "why": "the workers of this node ended before they had made it"}
+
+
+def test_workers_that_ended_with_the_step_bring_their_part(gang: Gang) -> None:
+    gang.save(10, [])
+    threading.Thread(target=gang.uploads.flush, kwargs={"until_its_end": True}, daemon=True).start()
+    gang.store_newest()
+    assert gang.steps == [10]
+
+
 def test_a_best_step_is_not_given_up_for_a_passing_failure(gang: Gang) -> None:
     gang.theirs.step, gang.theirs.left = 10, 3
     gang.save(10, [10])

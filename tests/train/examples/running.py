@@ -11,15 +11,10 @@ from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.cli.jobfile import read_job_file
 from finetune_trainer.cli.preparing import check, localise, plan
 from finetune_trainer.sources import Reach
+from hack import check_examples
 from hack.tiny_examples import EXAMPLES, FOLDER
 from tests.train.worker.runs import Work
 
-# Examples that take up what another one made.
-MADE_BY = {
-    "continue-adapter": "lora",
-    "evaluation": "lora",
-    "shop-faq-evaluate-int8": "shop-faq-qlora-falcon-7b",
-}
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
 
 
@@ -33,8 +28,9 @@ class Examples:
     def run(self, name: str) -> Work:
         """The finished work directory of an example; what it needs is run first."""
         if name not in self.done:
-            if name in MADE_BY:
-                self.run(MADE_BY[name])
+            jobs = check_examples.jobs(local=True)
+            for uri in check_examples.results_read(jobs[name]):
+                self.run(str(check_examples.maker(uri, jobs)))
             self.done[name] = self._run(name)
         return self.done[name]
 

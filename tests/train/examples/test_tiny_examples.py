@@ -42,6 +42,30 @@ def test_a_tiny_example_ends_with_its_artifact_and_a_report(name: str, examples:
         assert steps == list(range(1, work.run.hyperparameters.total_steps + 1))
 
 
+def test_the_character_model_is_made_from_the_config_that_is_shipped(examples: Examples) -> None:
+    config = examples.run("character-model-novel").read("artifact/model/config.json")
+    assert [config[name] for name in ("n_embd", "n_head", "n_layer", "attn_pdrop")] == [384, 6, 6, 0.2]
+
+
+def test_the_biomedical_entities_have_the_eleven_labels_of_the_recipe(examples: Examples) -> None:
+    labels = examples.run("ner-lora-llama-2-7b").read("artifact/adapter/config.json")["id2label"].values()
+    assert len(labels) == 11
+    assert {label[:2] for label in labels} == {"O", "B-", "I-"}
+
+
+def test_the_mixture_of_data_draws_from_both_files(examples: Examples) -> None:
+    drawn = examples.run("mixture-of-data").read("artifact/report.json")["data"]["recordsBySource"]
+    counts = {uri.rpartition("/")[2]: number for uri, number in drawn.items()}
+    assert counts == {"chat.jsonl": 14, "general-chat.jsonl": 4}
+
+
+def test_the_adapter_on_a_quantised_base_leaves_it_quantised(examples: Examples) -> None:
+    work = examples.run("quantised-base")
+    assert work.run.tuning.quantization is None
+    parameters = work.read("artifact/report.json")["parameters"]
+    assert parameters["quantised"] == parameters["adapted"] > 0
+
+
 def test_every_example_for_a_gpu_pool_has_a_tiny_twin() -> None:
     real = {path.stem for folder in ("methods", "recipes") for path in (EXAMPLES.parent / folder).glob("*.yaml")}
     assert real == set(NAMES)

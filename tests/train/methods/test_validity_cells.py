@@ -1,12 +1,13 @@
 """Each cell of the validity table that no rule refuses runs: two steps at tiny size, to an artifact.
 
-One process is tried on each change in FP32 and BF16 by turns; ZeRO (two processes), the other precision and FP4 by
-`make test-train-full`. FP16 needs a GPU for its loss scaling to mean anything: see test_gpu.py.
+One process is tried on each change in FP32 and BF16 by turns; the other precision, FP4 and ZeRO (two processes, FP32 and
+BF16 by turns) by `make test-train-full`. A CPU pool refuses FP16: see test_gpu.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,15 @@ from finetune_api.job import Precision, QuantizationType
 from finetune_api.validity import Cell
 from tests.train.methods.cells import allowed, cell_case, cell_name
 
-_PLAIN = [c for c in allowed(zero_stage=0, on_cpu=True) if c.precision is not Precision.FP16]
-_SHARDED = [c for stage in (1, 2, 3) for c in allowed(zero_stage=stage, on_cpu=True, precision=Precision.FP32)]
+_PLAIN = allowed(zero_stage=0, on_cpu=True)
+
+
+def _sharded() -> Iterator[Cell]:
+    """Each cell of each stage in one of its two precisions, by turns."""
+    for stage in (1, 2, 3):
+        found = [allowed(zero_stage=stage, on_cpu=True, precision=kind) for kind in (Precision.FP32, Precision.BF16)]
+        for number, both in enumerate(zip(*found, strict=True)):
+            yield both[(number + stage) % 2]
 
 
 def _marked() -> list[object]:
@@ -25,7 +33,7 @@ def _marked() -> list[object]:
         # Both precisions of a cell stand side by side: one of the two on each change.
         first = (number // 2 + number) % 2 == 0 and cell.quantization is not QuantizationType.FP4
         found.append(pytest.param(cell, id=cell_name(cell), marks=[] if first else [pytest.mark.slow]))
-    found += [pytest.param(cell, id=cell_name(cell), marks=[pytest.mark.slow]) for cell in _SHARDED]
+    found += [pytest.param(cell, id=cell_name(cell), marks=[pytest.mark.slow]) for cell in _sharded()]
     return found
 
 

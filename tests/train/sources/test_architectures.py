@@ -52,6 +52,10 @@ def test_the_shape_of_every_listed_type_is_read_from_its_config() -> None:
         assert shape.vocabulary_size == families.VOCABULARY
         assert shape.encoder == (seq2seq or Task.MASKED_LM in TASKS[name])
         assert shape.experts == (4 if name in MIXTURES else None)
+        size = found["whole"].get("moe_intermediate_size") or found["whole"].get("intermediate_size")
+        fused = (2, size) if name in MIXTURES - {"switch_transformers"} else (None, None)
+        assert (shape.experts_per_token, shape.expert_size) == fused, name
+        assert shape.shared_expert_size == (48 if name == "qwen2_moe" else None), name
 
 
 def test_parameters_are_estimated_from_a_config_as_it_is_saved_to_within_three_percent() -> None:

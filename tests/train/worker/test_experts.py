@@ -197,6 +197,20 @@ def test_experts_of_a_dense_model_are_refused(tmp_path: Path) -> None:
     assert refusal(work)[:2] == ("InvalidSpec", "spec.tuning.lora.experts")
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_all_linear_layers_are_none_of_the_fused_experts(tmp_path: Path, family: str) -> None:
+    lora = {**LORA, "dropout": 0.05, "targetModules": ["all-linear"]}
+    work = prepared(tmp_path / "w", {"tuning": {"lora": lora}}, {"family": family})
+    names = in_child(_adapted_names, str(work.root))
+    assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= {name.rpartition(".")[2] for name in names}
+    assert [name for name in names if ".experts" in name or "lm_head" in name] == []
+
+
+def _adapted_names(root: str) -> list[str]:
+    modules = build_engine_in(root).model.named_modules()
+    return [name for name, module in modules if "default" in getattr(module, "lora_A", ())]
+
+
 def test_qlora_of_switch_reaches_each_expert(tmp_path: Path) -> None:
     changes = {"tuning": {"type": "QLoRA", "quantization": NF4_32}}
     found = in_child(_switch_shares, str(written(BY_NAME["switch"], tmp_path / "w", changes).root))

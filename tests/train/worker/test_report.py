@@ -127,6 +127,7 @@ def test_data_in_a_report_cannot_break_out_of_its_table() -> None:
 def _report(answer: dict[str, str]) -> dict[str, Any]:
     return {
         "job": {"namespace": "team-a", "name": "faq"},
+        "modelId": "team-a/faq-0f1e2d3c4b5a",
         "artifact": "adapter",
         "artifactBytes": 1536,
         "merged": False,

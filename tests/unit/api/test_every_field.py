@@ -71,7 +71,7 @@ _VALUES: dict[str, list[Any]] = {
     "evaluation.metrics": [["bleu"]],
     "evaluation.require.0.metric": ["loss", "bleu"],
     "output.publish.uri": ["hf://owner/other"],
-    "objective.pretrain.vocabularySize": [64],
+    "objective.pretrain.vocabularySize": [512],
     "hyperparameters.maxSequenceLength": [64],
     "hyperparameters.epochs": [0.5, 7.0],
 }

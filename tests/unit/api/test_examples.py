@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import yaml
 
 from finetune_api.job import FineTuneJobSpec
-from finetune_api.planner import Pool, build_references, make_plan
+from finetune_api.planner import Planned, Pool, build_references, make_plan
 from finetune_api.planner.ledger import SET_BY_JOB
 from finetune_api.pool import GPUPoolSpec
 from hack import check_examples
-from tests.unit.api import values
+from tests.unit.api import figures, values
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -26,7 +27,7 @@ def chart_pools() -> list[Pool]:
 
 
 def job(name: str) -> FineTuneJobSpec:
-    return FineTuneJobSpec.from_json(yaml.safe_load((EXAMPLES / name).read_text())["spec"])
+    return check_examples.resolved(FineTuneJobSpec.from_json(yaml.safe_load((EXAMPLES / name).read_text())["spec"]))
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:
@@ -58,6 +59,42 @@ def test_every_example_can_be_planned(path: Path) -> None:
     recorded = {item["name"] for item in run.settings}
     given = {name for name in leaves(spec.to_json()) if name.startswith(("hyperparameters.", "tuning.lora."))}
     assert given <= recorded
+
+
+FOR_A_POOL = sorted(path for folder in ("methods", "recipes") for path in (EXAMPLES / folder).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FOR_A_POOL, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_example_for_a_pool_fits_with_the_model_that_it_names(path: Path) -> None:
+    """On the chart's pools, for 2,000 records of up to 1,000 tokens or of what the example cuts them to."""
+    spec = job(str(path.relative_to(EXAMPLES)))
+    planned = planned_for_real(spec)
+    pool = next(pool for pool in pools_for(spec) if pool.name == planned.plan.pool)
+    assert planned.plan.memory.total_gib <= 0.92 * pool.spec.gpu_memory_gib
+    asked = spec.hyperparameters and spec.hyperparameters.global_batch_size
+    assert planned.run.global_batch_size == asked or asked is None
+
+
+def pools_for(spec: FineTuneJobSpec) -> list[Pool]:
+    """Those of the chart; the one without GPUs only for a job that pins it, as it has to be switched on."""
+    pinned = spec.resources is not None and spec.resources.pool == "cpu"
+    return [values.cpu_pool(16)] if pinned else chart_pools()
+
+
+def planned_for_real(spec: FineTuneJobSpec) -> Planned:
+    source, target = spec.dataset.max_source_tokens, spec.dataset.max_target_tokens
+    longest = source + target if source and target else 1000
+    data = values.data_facts(2000, format=spec.dataset.format or "Text", longest_tokens=longest)
+    found = values.preflight(spec, figures.real_model(str(spec.model.uri)), data)
+    found = found.model_copy(update={"further_weight_bytes": figures.further_weights(spec)})
+    return make_plan(spec, values.JOB, found, build_references(spec), pools_for(spec), "image")
+
+
+def test_the_full_advertisement_recipe_runs_on_four_a100_without_accumulation() -> None:
+    spec = job("recipes/advertisements-full.yaml")
+    plan = planned_for_real(spec).plan
+    assert (plan.pool, plan.nodes * plan.gpus_per_node) == ("a100-80", 4)
+    assert (plan.micro_batch_size, plan.gradient_accumulation, plan.zero_stage) == (4, 1, 2)
 
 
 def test_the_main_example_is_short_and_easy_to_count() -> None:
@@ -97,6 +134,41 @@ def test_a_main_example_that_grows_is_found(tmp_path: Path) -> None:
     assert list(check_examples.faults(example)) == []
     example.write_text(text + "  retry:\n    maxFailures: 1\n  checkpoint:\n    everySteps: 10\n    keepLast: 1\n")
     assert list(check_examples.faults(example)) == ["has 13 lines below spec; at most 12 are promised"]
+
+
+def test_an_example_that_reads_what_no_example_makes_is_found(tmp_path: Path) -> None:
+    """A reward model that is not merged, a teacher without a job, a job that is not there or that made an adapter only."""
+    for name, old, new, words in (
+        ("ppo", "tuned/reward/merged", "tuned/reward/model", "s3://team-a/tuned/reward/model: no example makes it"),
+        ("evaluation", "tuned/lora/adapter", "tuned/lora-2/adapter", "tuned/lora-2/adapter: no example makes it"),
+        ("continue-job", "fromJob: lora", "fromJob: lore", "model.fromJob: there is no FineTuneJob lore"),
+        ("continue-job", "fromJob: lora", "fromJob: evaluation", "FineTuneJob evaluation made no model"),
+        (
+            "reward",
+            "uri: hf://meta-llama/Llama-3.1-8B-Instruct, revision: main",
+            "fromJob: dora",
+            "made an adapter only",
+        ),
+    ):
+        text = (EXAMPLES / "methods" / f"{name}.yaml").read_text()
+        assert old in text
+        broken = tmp_path / f"{name}.yaml"
+        broken.write_text(text.replace(old, new))
+        assert [fault for fault in check_examples.faults(broken) if words in fault], (name, new)
+
+
+def test_no_two_examples_write_to_one_output() -> None:
+    """The second one would be refused: the output belongs to the first."""
+    for local in (False, True):
+        found = [spec.output.uri for spec in check_examples.jobs(local=local).values()]
+        assert len(found) == len(set(found)) > 40
+
+
+def test_the_character_recipe_ships_its_config() -> None:
+    uri = job("recipes/character-model-novel.yaml").model.uri
+    config = json.loads((EXAMPLES / "configs" / str(uri).rpartition("/")[2] / "config.json").read_text())
+    assert (config["n_embd"], config["n_head"], config["n_layer"], config["n_positions"]) == (384, 6, 6, 256)
+    assert {config[name] for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")} == {0.2}
 
 
 def test_the_falcon_recipe_runs_on_one_l4_with_exactly_its_settings() -> None:

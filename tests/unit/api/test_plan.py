@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.failures import FinetuneError
-from finetune_api.planner import Pool, make_plan, spec_digest
+from finetune_api.planner import Pool, make_plan, preflight_file, spec_digest
 from finetune_api.planner.settings import held_out_rows
 from finetune_api.status import Preflight
 from finetune_trainer.data.split import validation_rows
@@ -225,6 +225,18 @@ def test_a_given_zero_stage_is_used_and_sharding_is_chosen_where_one_gpu_cannot_
     assert sharded.memory.total_gib <= 80 * 0.92
 
 
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+def test_an_earlier_adapter_that_is_the_reference_is_not_sharded(kind: str) -> None:
+    job = {"objective": {"type": kind}, "tuning": {"type": "LoRA"}}
+    anew = plan(spec(**job), A100_80, model=BIG).plan
+    assert anew.zero_stage == 3 and anew.gpus_per_node > 1
+    assert plan(spec(**job, resources={"gpus": 8}), A100_80, model=BIG).plan.zero_stage == 3
+    earlier = {**job, "model": {"adapter": {"uri": "s3://b/adapter"}}}
+    assert refusal(spec(**earlier), A100_80, model=BIG).failure_class == "NoPoolFits"
+    small = plan(spec(**earlier, resources={"gpus": 8}), A100_80, model=values.small_model()).plan
+    assert small.zero_stage == 0
+
+
 def test_a_sharded_run_takes_an_optimizer_that_can_be_sharded() -> None:
     qlora = plan(spec(hyperparameters={"zeroStage": 2}), A40).run.hyperparameters
     assert (qlora.zero_stage, qlora.optimizer) == (2, "AdamW")
@@ -235,9 +247,10 @@ def test_a_sharded_run_takes_an_optimizer_that_can_be_sharded() -> None:
     assert plan(job, pool("h200", 141, 9.0), model=model).plan.zero_stage == 0
 
 
-def test_half_precision_cannot_be_sharded_on_a_cpu() -> None:
+@pytest.mark.parametrize("stage", [0, 2])
+def test_half_precision_needs_a_gpu(stage: int) -> None:
     job = spec(
-        tuning={"type": "LoRA"}, hyperparameters={"zeroStage": 2, "precision": "FP16"}, resources={"pool": "cpu"}
+        tuning={"type": "LoRA"}, hyperparameters={"zeroStage": stage, "precision": "FP16"}, resources={"pool": "cpu"}
     )
     error = refusal(job, cpu_pool(), model=values.small_model())
     assert (error.failure_class, error.field) == ("InvalidSpec", "spec.hyperparameters.precision")
@@ -252,6 +265,19 @@ def test_the_plan_and_the_run_file_agree() -> None:
     assert (planned.run.resources.pool, planned.run.resources.nodes) == (planned.plan.pool, planned.plan.nodes)
     assert planned.run.settings == [item.to_json() for item in planned.plan.settings]
     assert planned.run.job == values.JOB
+
+
+@pytest.mark.parametrize(
+    ("kind", "member", "given"),
+    [
+        ("LoRA", "lora", {"targetModules": ["q_proj"]}),
+        ("IA3", "ia3", {"targetModules": ["q_proj"]}),
+        ("Full", "full", {"freeze": ["*.mlp.*"], "firstLayers": 2}),
+    ],
+)
+def test_preflight_looks_up_the_names_that_a_tuning_uses(kind: str, member: str, given: dict[str, Any]) -> None:
+    job = spec(tuning={"type": kind, member: given})
+    assert preflight_file(job, values.JOB, values.build_references(job)).to_json()[member] == given
 
 
 def test_the_same_input_gives_the_same_plan() -> None:

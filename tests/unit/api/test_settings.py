@@ -328,6 +328,56 @@ def test_what_the_model_does_not_have_is_refused_by_the_field(
     values.plan(values.spec(**changes), model=values.small_model(**other))
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused", "fits", "field"),
+    [
+        (
+            {"tuning": {"type": "Full", "full": {"firstLayers": 5}}},
+            {"layers": 4},
+            {"layers": 5},
+            "tuning.full.firstLayers",
+        ),
+        *(
+            (
+                {"tuning": {"type": "LoRA", "lora": {"experts": True, **setting}}},
+                {"experts": 8, "model_type": "mixtral"},
+                {"experts": 8, "model_type": "switch_transformers"},
+                "tuning.lora.experts",
+            )
+            for setting in ({"dropout": 0.1}, {"variant": "DoRA"})
+        ),
+        *(
+            (
+                {"tuning": {"type": kind}, "model": {"task": "SequenceClassification"}},
+                {"encoder": False},
+                {"encoder": True, "model_type": "bert"},
+                "tuning.type",
+            )
+            for kind in ("PromptTuning", "PTuning")
+        ),
+        *(
+            (
+                values.merge(values.OBJECTIVES["Pretrain"], changes),
+                {"max_positions": 512},
+                {"max_positions": 512, "model_type": "bloom"},
+                field,
+            )
+            for changes, field in (
+                ({"objective": {"pretrain": {"blockSize": 513}}}, "objective.pretrain.blockSize"),
+                ({"hyperparameters": {"maxSequenceLength": 513}}, "hyperparameters.maxSequenceLength"),
+            )
+        ),
+    ],
+)
+def test_what_goes_beyond_the_model_is_refused_by_the_field(
+    changes: dict[str, Any], refused: dict[str, Any], fits: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(FinetuneError, match=r"remove it|choose|lower it") as caught:
+        values.plan(values.spec(**changes), model=values.small_model(**refused))
+    assert (caught.value.failure_class, caught.value.field) == ("InvalidSpec", f"spec.{field}")
+    values.plan(values.spec(**changes), model=values.small_model(**fits))
+
+
 def test_kernels_of_the_gpu_and_pure_16_bit_weights_are_refused_on_a_cpu_pool() -> None:
     for changes, field in (
         ({"hyperparameters": {"liger": True}, "tuning": {"type": "LoRA"}}, "spec.hyperparameters.liger"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import regex
 
 from finetune_api.crd import structural
 from finetune_api.failures import FinetuneError
-from finetune_api.job import FineTuneJobSpec
+from finetune_api.job import FineTuneJobSpec, TuningType
 from finetune_api.planner import unsupported
 from finetune_api.planner.support import CHOICES, NOT_YET, TRAINING_ONLY
 from tests.unit.api import values
@@ -23,6 +24,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "spec.model.adapter.revision": {"model": {"adapter": {"uri": "s3://b/adapter", "revision": "v1"}}},
     "spec.model.adapter": {"model": ADAPTER, "tuning": {"type": "Full"}},
     "spec.model.task": {"objective": {"type": "DPO"}, "model": {"task": "Seq2Seq"}},
+    "spec.model.tokenizer.addSpecialTokens": {
+        "model": {"tokenizer": {"addSpecialTokens": ["<a>"]}},
+        "tuning": {"type": "IA3"},
+    },
     "spec.dataset.sources[1].config": {
         "dataset": {"sources": [{"uri": "s3://b/one.jsonl"}, {"uri": "s3://b/two.jsonl", "config": "en"}]}
     },
@@ -39,10 +44,20 @@ REFUSED: dict[str, dict[str, Any]] = {
     "spec.objective.grpo.rewards[0].model.revision": {
         "objective": {"type": "GRPO", "grpo": {"rewards": [{"model": {**S3, "revision": "v1"}}]}}
     },
+    "spec.objective.ppo.rewards[1].pattern": {
+        "objective": {
+            "type": "PPO",
+            "ppo": {"rewards": [{"function": "ExactMatch"}, {"function": "RegularExpression", "pattern": "(yes|no"}]},
+        }
+    },
     "spec.objective.pretrain": {"objective": {"type": "Supervised", "pretrain": {"maskProbability": 0.2}}},
     "spec.objective.pretrain.tokenizer": {
         "objective": {"type": "Supervised", "pretrain": {"tokenizer": "Character"}},
         "model": {"task": "MaskedLM"},
+    },
+    "spec.objective.pretrain.vocabularySize": {
+        "objective": {"type": "Pretrain", "pretrain": {"tokenizer": "BytePair", "vocabularySize": 258}},
+        "tuning": {"type": "Full"},
     },
     "spec.objective.pretrain.maskProbability": {
         "objective": {"type": "Pretrain", "pretrain": {"maskProbability": 0.2}},
@@ -69,6 +84,10 @@ REFUSED: dict[str, dict[str, Any]] = {
         "tuning": {"type": "IA3", "ia3": {"targetModules": ["a"], "feedforwardModules": ["b"]}}
     },
     "spec.hyperparameters.packing": {"tuning": {"type": "PTuning"}, "hyperparameters": {"packing": True}},
+    "spec.hyperparameters.globalBatchSize": {
+        "objective": {"type": "KTO"},
+        "hyperparameters": {"globalBatchSize": 1},
+    },
     "spec.hyperparameters.groupByLength": {"hyperparameters": {"packing": True, "groupByLength": True}},
     "spec.hyperparameters.gradientCheckpointing": {
         "tuning": {"type": "PrefixTuning"},
@@ -81,6 +100,11 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "spec.evaluation.metrics[0]": {"evaluation": {"metrics": ["blue"]}},
     "spec.evaluation.require[0].metric": {"evaluation": {"require": [{"metric": "beauty", "min": 1}]}},
+    "spec.evaluation.retention": {"evaluation": {"retention": S3}, "model": {"task": "Seq2Seq"}},
+    "spec.evaluation.benchmarks": {
+        "evaluation": {"benchmarks": [{"name": "ArcEasy", "source": S3}]},
+        "objective": {"type": "Reward"},
+    },
     "spec.evaluation.retention.split": {"evaluation": {"retention": {**S3, "split": "test"}}},
     "spec.evaluation.benchmarks[0].source.config": {
         "evaluation": {"benchmarks": [{"name": "ArcEasy", "source": {**S3, "config": "en"}}]}
@@ -131,6 +155,55 @@ def test_the_smallest_job_and_one_with_plain_settings_are_accepted() -> None:
     hub = {"uri": "hf://datasets/owner/name", "config": "en", "split": "train", "revision": "v1", "weight": 2}
     assert unsupported(values.spec(dataset={"sources": [hub, {"uri": "s3://b/more.jsonl", "weight": 1}]})) == []
     assert unsupported(values.spec(hyperparameters={"packing": False, "zeroStage": 0, "epochs": 1})) == []
+    assert unsupported(values.spec(objective={"type": "KTO"}, hyperparameters={"globalBatchSize": 2})) == []
+    assert unsupported(values.spec(hyperparameters={"globalBatchSize": 1})) == []
+
+
+@pytest.mark.parametrize("kind", TuningType)
+def test_tokens_are_added_where_their_embeddings_train(kind: TuningType) -> None:
+    found = unsupported(values.spec(tuning={"type": kind}, model={"tokenizer": {"addSpecialTokens": ["<a>"]}}))
+    assert bool(found) == (kind not in ("Full", "LoRA", "QLoRA"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "broken"),
+    [
+        ("(yes|no", True),
+        ("yes)", True),
+        ("[a-z", True),
+        ("*.json", True),
+        ("a**", True),
+        ("[z-a]", True),
+        ("end\\", True),
+        ("^(?:yes|no)[.!]*$", False),
+        # What `re` does not take and the trainer does.
+        (r"\p{L}+", False),
+        ("^?a", False),
+        (r"[\d-z]", False),
+        ("(?<word>a)", False),
+        ("(?<=a+)b", False),
+        ("a(?i)b", False),
+        ("[[:alpha:]([)]", False),
+    ],
+)
+def test_a_reward_is_refused_for_a_pattern_that_the_trainer_could_not_read(pattern: str, broken: bool) -> None:
+    term = {"function": "RegularExpression", "pattern": pattern}
+    found = unsupported(values.spec(objective={"type": "GRPO", "grpo": {"rewards": [term]}}))
+    assert [item.field for item in found] == (["spec.objective.grpo.rewards[0].pattern"] if broken else [])
+    try:
+        regex.compile(pattern)
+    except regex.error:
+        assert broken
+    else:
+        assert not broken
+
+
+@pytest.mark.parametrize(("task", "least"), [("CausalLM", 259), ("MaskedLM", 261), ("Seq2Seq", 359)])
+def test_byte_pairs_have_room_for_every_byte_and_the_special_tokens(task: str, least: int) -> None:
+    for size, fields in ((least - 1, ["spec.objective.pretrain.vocabularySize"]), (least, [])):
+        given = {"type": "Pretrain", "pretrain": {"tokenizer": "BytePair", "vocabularySize": size}}
+        job = values.spec(objective=given, tuning={"type": "Full"}, model={"task": task})
+        assert [item.field for item in unsupported(job)] == fields
 
 
 @pytest.mark.parametrize("kind", values.OBJECTIVES)

@@ -22,7 +22,6 @@ CAUSAL, CLASSES = Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION
 WORKS = [
     Cell(GOAL.SUPERVISED, T.FULL, CAUSAL, zero_stage=3, precision=P.BF16),
     Cell(GOAL.SUPERVISED, T.LORA, CAUSAL, zero_stage=2, precision=P.FP16),
-    Cell(GOAL.SUPERVISED, T.LORA, CAUSAL, precision=P.FP16, on_cpu=True),
     Cell(GOAL.SUPERVISED, T.QLORA, CAUSAL, Q.NF4, zero_stage=2),
     Cell(GOAL.SUPERVISED, T.QLORA, CAUSAL, Q.INT8),
     Cell(GOAL.SUPERVISED, T.IA3, Task.SEQ2SEQ),
@@ -67,6 +66,7 @@ REFUSED = [
     (Cell(GOAL.DPO, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "second copy"),
     (Cell(GOAL.PPO, T.FULL, CAUSAL, zero_stage=3), "hyperparameters.zeroStage", "generation"),
     (Cell(GOAL.GRPO, T.LORA, CAUSAL, zero_stage=2), "hyperparameters.zeroStage", "generation"),
+    (Cell(GOAL.SUPERVISED, T.LORA, CAUSAL, precision=P.FP16, on_cpu=True), "hyperparameters.precision", "needs a GPU"),
     (
         Cell(GOAL.SUPERVISED, T.FULL, CAUSAL, zero_stage=2, precision=P.FP16, on_cpu=True),
         "hyperparameters.precision",

@@ -11,6 +11,7 @@ from finetune_api import naming
 from finetune_api.planner import spec_digest
 from finetune_api.status import ConditionType, Finding, FineTuneJobStatus, Preflight, State
 from finetune_operator.actions import Create, Delete, Release
+from finetune_operator.clock import format_time
 from finetune_operator.decide import decide
 from finetune_operator.snapshot import ChildJob, Obstacle, PodView, Snapshot, WarningEvent
 from tests.unit.operator.builders import (
@@ -292,6 +293,43 @@ def test_a_preflight_that_finds_no_room_is_tried_again_without_end_and_without_a
         assert status.failure is not None and status.failure.failure_class == "QuotaExceeded"
         assert (status.failures, status.state) == (None, State.PREFLIGHT)
         status = status.model_copy(update={"next_attempt_time": None})
+
+
+def lost(status: FineTuneJobStatus) -> FineTuneJobStatus:
+    """After a preflight whose node was lost, and the pause that follows."""
+    stuck = a_pod("pre", role=naming.ROLE_PREFLIGHT, deletion_time=START)
+    now = later(CONFIG.node_lost_seconds + 1)
+    seen = look(status=status, pods=(stuck,), unreachable_nodes=frozenset({"node-0"}), now=now)
+    return decide(seen, CONFIG).status.model_copy(update={"next_attempt_time": None})
+
+
+def test_waiting_for_room_is_no_interruption() -> None:
+    status = seen_before()
+    quota = WarningEvent("pre", "FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus')
+    for _ in range(10):
+        seen = look(status=status, warnings=(quota,), now=later(CONFIG.preflight_start_seconds))
+        status = decide(seen, CONFIG).status
+        assert status.next_attempt_time == format_time(
+            later(CONFIG.preflight_start_seconds + CONFIG.retry_base_seconds)
+        )
+        status = status.model_copy(update={"next_attempt_time": None})
+    status = lost(status)
+    assert (status.state, status.interruptions_without_checkpoint) == (State.PREFLIGHT, 1)
+
+
+def test_five_interruptions_in_a_row_end_a_preflight_and_a_failure_breaks_the_row() -> None:
+    status = seen_before()
+    for _ in range(4):
+        status = lost(status)
+    silent = said([Finding(failure_class="StorageUnavailable", message="no answer")])
+    no_answer = ended(a_pod("pre", role=naming.ROLE_PREFLIGHT), 86, silent)
+    failed = decide(look(status=status, pods=(no_answer,)), CONFIG).status
+    assert (failed.state, failed.failures, failed.interruptions_without_checkpoint) == (State.PREFLIGHT, 1, None)
+    once_more = lost(failed.model_copy(update={"next_attempt_time": None}))
+    assert (once_more.state, once_more.interruptions_without_checkpoint) == (State.PREFLIGHT, 1)
+    fifth = lost(status)
+    assert fifth.state == State.INVALID
+    assert fifth.failure is not None and fifth.failure.failure_class == "NoProgress"
 
 
 def test_a_preflight_is_tried_again_as_often_as_its_class_allows() -> None:

@@ -174,6 +174,30 @@ def test_a_checkpoint_behind_one_that_a_guard_gave_up_is_progress() -> None:
     assert saved_step([saved(50, 10), saved(None, None)]) == 50
     from_nothing = saved(None, None).model_copy(update={"step": 7})
     assert saved_step([saved(50, 10), from_nothing]) == -1, "the run went back to its beginning"
+    assert saved_step([saved(50, 10), entry("RolledBack")]) == -1, "the run goes on from its beginning"
+
+
+def test_a_gang_that_goes_back_to_the_beginning_has_no_checkpoint_any_more() -> None:
+    world = World(a_job(PATIENT), outcomes=("Evicted", "RolledBack", "Evicted"), run_seconds=20)
+    world.words = {"step": 15, "checkpoint_step": 10}
+    world.run(lambda w: len(w.job.status.attempts) == 1)
+    assert told(world.job.status, ConditionType.CHECKPOINTED) == "at step 10"
+    world.run(lambda w: w.job.status.state == State.TRAINING)
+    seen = progress(attempt=2, resumed_from_step=10, checkpoint_step=20)
+    world.job = replace(world.job, status=world.job.status.model_copy(update={"progress": seen}))
+    world.words = {}  # an agent leaves out what is not so
+    world.run(lambda w: len(w.job.status.attempts) == 2)
+    kept = world.job.status.attempts[-1]
+    assert (kept.outcome, kept.step, kept.resumed_from_step, kept.checkpoint_step) == ("RolledBack", None, None, None)
+    checkpointed = world.job.status.condition(ConditionType.CHECKPOINTED)
+    assert checkpointed is not None
+    assert (checkpointed.status, checkpointed.message) == ("False", "the run goes on from its beginning")
+    world.words = {"step": 15, "checkpoint_step": 10}
+    counted = world.job.status.model_copy(update={"interruptions_without_checkpoint": 3})
+    world.job = replace(world.job, status=counted)
+    world.run(lambda w: len(w.job.status.attempts) == 3)
+    assert world.job.status.interruptions_without_checkpoint == 1, "a save at step 10 is progress again"
+    assert told(world.job.status, ConditionType.CHECKPOINTED) == "at step 10"
 
 
 def test_status_keeps_of_each_attempt_where_it_began_how_it_ended_and_what_it_saved() -> None:

@@ -46,6 +46,8 @@ class World:
     """Other FineTuneJobs of the namespace."""
     words: Mapping[str, Any] = field(default_factory=dict)
     """What every attempt's last words say beside its outcome."""
+    preflight: tuple[int, str] | None = None
+    """Exit code and last words of every preflight pod; None: it passes."""
     dies_before: int | None = None
     """The number of the operation before which the operator dies, once."""
 
@@ -230,7 +232,8 @@ class World:
         assert self.job.spec is not None
         if child.role == naming.ROLE_PREFLIGHT:
             spec = with_resolved(self.job.spec, self.job.status.resolved)
-            code, message, disruption = 0, passed(spec).model_dump_json(by_alias=True, exclude_none=True), None
+            good = 0, passed(spec).model_dump_json(by_alias=True, exclude_none=True)
+            (code, message), disruption = self.preflight or good, None
         else:
             outcome = self.outcomes[min(child.number, len(self.outcomes)) - 1]
             code = 0 if outcome == "Succeeded" else TABLE[outcome].exit_code or 143

@@ -111,6 +111,18 @@ def test_a_failure_keeps_stage_and_step_and_drops_the_eta() -> None:
         assert (last.summary, last.stage, last.eta) == ("42% 420/1000", "Training", "")
 
 
+def test_a_gang_that_goes_back_to_the_beginning_has_neither_steps_nor_a_checkpoint() -> None:
+    last = text.ended(TerminationMessage(outcome="RolledBack"), 2, 1000, shown(resumed_from_step=300), NOW)
+    assert last is not None
+    assert (last.summary, last.checkpoint_step, last.resumed_from_step) == ("0% 0/1000", None, None)
+
+
+def test_a_checkpoint_that_a_guard_undid_since_is_not_shown_at_the_end() -> None:
+    last = text.ended(TerminationMessage(outcome="Stopped", step=15), 2, 1000, shown(resumed_from_step=300), NOW)
+    assert last is not None
+    assert (last.step, last.checkpoint_step, last.resumed_from_step) == (15, None, None)
+
+
 def test_nothing_is_made_up_where_nobody_knows() -> None:
     assert text.ended(None, 2, 1000, None, NOW) is None
     assert text.ended(TerminationMessage(outcome="Internal"), 2, 1000, None, NOW) is None

@@ -35,7 +35,7 @@ from finetune_trainer.agent.publishing import Publisher
 from finetune_trainer.agent.redaction import Redactor
 from finetune_trainer.agent.serving import AgentServer, StartBoard
 from finetune_trainer.agent.settings import Settings
-from finetune_trainer.agent.stopping import OutOfTime, StopSignal, run_until
+from finetune_trainer.agent.stopping import OutOfTime, StopSignal, run_until, settle_limit
 from finetune_trainer.agent.supervision import Supervisor
 from finetune_trainer.agent.timekeeping import Phase, Timekeeper
 from finetune_trainer.agent.uploads import CheckpointPolicy, CheckpointUploader
@@ -51,8 +51,6 @@ T = TypeVar("T")
 _NO_FAILURES = (SUCCEEDED, STOPPED, REQUIREMENT_NOT_MET)
 _PUBLISHED_BEFORE = "An earlier attempt had published the artifact already."
 _LOG_SECONDS = 10.0
-# How much of the stop budget the last checkpoint may take before a guard's change, whose few requests need the rest.
-_SETTLE_SHARE = 0.8
 
 
 class Attempt:
@@ -138,8 +136,9 @@ class Attempt:
     def _take_over(self, run: RunFile, store: ObjectStore, prefix: str, change: Change | None = None) -> int:
         """This start owns the output, and its guards are in force; the step that it goes on from."""
         self._times.enter(Phase.RESTORE)
+        follows = self._writer.fence.fence if self._writer is not None else None
         opened = output_store.begin_attempt(
-            store, prefix, run, self._settings.attempt, self._work, self._log, change=change
+            store, prefix, run, self._settings.attempt, self._work, self._log, change=change, follows=follows
         )
         self._times.enter(Phase.START)
         fence = opened.writer.fence
@@ -208,7 +207,7 @@ class Attempt:
         document = self._board.document
         answer = guarding.answer(self._guards, end, run, stage=document.stage, step=document.step)
         if isinstance(answer, Change) and run.resources.nodes > 1:
-            return self._leave_change(run, answer, uploader, supervisor)
+            return self._leave_change(answer, self._writer, uploader, supervisor)
         if isinstance(answer, Change):
             to_step = answer.to_step
             try:
@@ -234,23 +233,21 @@ class Attempt:
         resumed = self._stoppable(lambda: self._take_over(run, store, prefix, change))
         self._times.roll_back(step, resumed)
 
-    def _leave_change(self, run: RunFile, change: Change, uploader: CheckpointUploader, supervisor: Supervisor) -> End:
+    def _leave_change(
+        self, change: Change, writer: CheckpointWriter, uploader: CheckpointUploader, supervisor: Supervisor
+    ) -> End:
         """A gang's change is in the output for the next attempt; a stop ends the work for it only with its budget."""
-        assert self._writer is not None  # only node 0 changes anything
         self._tell_change(change)
-        store, prefix, step = self._writer.store, self._writer.prefix, self._board.document.step
-        begun, limit = time.monotonic(), _SETTLE_SHARE * self._settings.stop_seconds
+        step, begun, budget = self._board.document.step, time.monotonic(), self._settings.stop_seconds
         try:
             run_until(
-                lambda: time.monotonic() > (self._stop.time or begun) + limit, lambda: uploader.settle(change.to_step)
+                lambda: time.monotonic() > settle_limit(begun, self._stop.time, budget),
+                lambda: uploader.settle(change.to_step),
             )
         except OutOfTime:
             self._log.warning("left early", why="the last checkpoint was not stored in time")
         try:
-            fence = run_until(
-                supervisor.stop_is_over,
-                lambda: output_store.leave_change(store, prefix, run, self._settings.attempt, change),
-            )
+            fence = run_until(supervisor.stop_is_over, lambda: output_store.leave_change(writer, change))
         except OutOfTime:
             return End(STOPPED, f"Stopped on request before a guard's change was stored. {change.message}")
         base = fence.base.step if fence.base else None
@@ -305,17 +302,18 @@ class Attempt:
         return run_until(lambda: self._stop.requested, action)
 
     def _keep_logs(self, end: End) -> End:
-        """After a failure: end, with the address of what the workers printed last."""
+        """After a failure: end, with the address of a report and of what the workers printed last."""
         if end.outcome in _NO_FAILURES or not self._ends_of_logs or self._output is None:
             return end
         store, prefix = self._output
+        document, node = self._board.document, self._settings.node_rank
         deadline = time.monotonic() + _LOG_SECONDS
         if self._stop.time is not None:  # the last words are worth more than the logs
             deadline = min(deadline, self._stop.time + self._settings.stop_seconds)
         try:
             address = run_until(
                 lambda: time.monotonic() > deadline,
-                lambda: keep_logs(store, prefix, self._settings.attempt, self._ends_of_logs, self._redactor),
+                lambda: keep_logs(store, prefix, end, document, self._ends_of_logs, self._redactor, node=node),
             )
         except (OutOfTime, FinetuneError, OSError) as error:
             self._log.warning("logs not kept", error=str(error) or f"not stored within {_LOG_SECONDS:g} s")

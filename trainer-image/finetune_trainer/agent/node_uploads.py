@@ -57,7 +57,7 @@ class NodeUploads(threading.Thread):
         silent = 0
         while silent < _TRIES and self.superseded is None:
             newest = max((ready.step for ready in self._work.ready_checkpoints()), default=None)
-            told = self._follow()
+            told = self._follow(ended=True)
             silent = 0 if told is not None else silent + 1
             stored = told is not None and (newest is None or (told.get("stored") or 0) >= newest)
             if stored and not until_its_end:
@@ -65,8 +65,8 @@ class NodeUploads(threading.Thread):
             time.sleep(_POLL_SECONDS)
         return False
 
-    def _follow(self) -> dict[str, Any] | None:
-        """One look at what node 0 stores, and this node's part of it."""
+    def _follow(self, *, ended: bool = False) -> dict[str, Any] | None:
+        """One look at what node 0 stores, and this node's part of it. ended: no checkpoint is made here any more."""
         with self._turn:
             told = self._ask()
             if told is None:
@@ -74,17 +74,19 @@ class NodeUploads(threading.Thread):
             storing, stored = told.get("storing") or 0, told.get("stored") or 0
             ready = {found.step: found for found in self._work.ready_checkpoints()}
             if storing > stored and storing != self._done:
-                self._answer(storing, ready)
+                self._answer(storing, ready, ended)
             for found in ready.values():
                 if found.step < max(storing, stored):
                     delete_checkpoint(found)
             return told
 
-    def _answer(self, step: int, ready: dict[int, ReadyCheckpoint]) -> None:
+    def _answer(self, step: int, ready: dict[int, ReadyCheckpoint], ended: bool) -> None:
         """This node's part of the step that node 0 waits for, or the word that it does not come."""
         try:
             if step in ready:
                 self._store(ready[step])
+            elif ended:
+                self._give_up(step, "the workers of this node ended before they had made it")
             elif ready and max(ready) > step:  # checkpoints are made in the order of their steps
                 self._give_up(step, "it has made a later checkpoint, but none of this step")
         except Superseded as error:

@@ -111,10 +111,12 @@ def begin_attempt(
     log: Log,
     *,
     change: Change | None = None,
+    follows: int | None = None,
 ) -> OpenedOutput:
     """Earlier starts are cut off; the newest whole checkpoint is in WORK/resume. For node 0 only.
 
-    change: what a guard decided; it takes effect with this start or not at all.
+    change: what a guard decided; it takes effect with this start or not at all. follows: the fence that this attempt
+    holds already. Raises Superseded if another start has taken the output over.
     """
     begun = start_attempt(
         store,
@@ -124,6 +126,7 @@ def begin_attempt(
         restore_to=work.resume,
         max_step=change.to_step if change else None,
         guards=change.guards if change else None,
+        follows=follows,
     )
     for skipped in begun.skipped:
         log.warning("checkpoint is damaged", fence=skipped.fence, step=skipped.step, reason=skipped.reason)
@@ -133,16 +136,20 @@ def begin_attempt(
     return OpenedOutput(CheckpointWriter(store, prefix, begun.fence), begun.resumed.ref if begun.resumed else None)
 
 
-def leave_change(store: ObjectStore, prefix: str, run: RunFile, attempt: int, change: Change) -> Fence:
-    """What a guard decided is in force from the next start on, which restores what this one leaves to it."""
+def leave_change(writer: CheckpointWriter, change: Change) -> Fence:
+    """What a guard decided is in force from the next start on, which restores what this one leaves to it.
+
+    Raises Superseded if another start has taken the output over from the writer.
+    """
     return start_attempt(
-        store,
-        prefix,
-        job_uid=run.job.uid,
-        attempt=attempt,
+        writer.store,
+        writer.prefix,
+        job_uid=writer.fence.job_uid,
+        attempt=writer.fence.attempt,
         restore_to=None,
         max_step=change.to_step,
         guards=change.guards,
+        follows=writer.fence.fence,
     ).fence
 
 

@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 
 _LOOK_SECONDS = 0.05
+# How much of the stop budget the last checkpoint may take before a guard's change, whose few requests need the rest.
+_SETTLE_SHARE = 0.8
 
 
 class StopSignal:
@@ -34,6 +36,16 @@ class StopSignal:
     def _note(self, _number: int, _frame: object) -> None:
         if self.time is None:
             self.time = time.monotonic()
+
+
+def settle_limit(begun: float, stop: float | None, budget: float) -> float:
+    """Monotonic time up to which the last checkpoint goes before a guard's change, where its upload begins at `begun`.
+
+    0.8 of the stop budget, or half of what the end of the workers has left of it. stop: when a stop was asked for; None:
+    the budget counts from `begun`.
+    """
+    asked = begun if stop is None else stop
+    return max(asked + _SETTLE_SHARE * budget, (begun + asked + budget) / 2)
 
 
 class OutOfTime(Exception):

@@ -11,6 +11,7 @@ from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.preflight.document import remark
 from finetune_trainer.preflight.further import has_trained_head
 from finetune_trainer.preflight.labels import labelled
+from finetune_trainer.preflight.names import check_names
 from finetune_trainer.preflight.outcome import Outcome
 from finetune_trainer.sources.architectures import labels_of
 from finetune_trainer.sources.inspect import Use, inspect_model, read_json, read_tokenizer
@@ -29,6 +30,8 @@ def check_model(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
     place = open_source(file.model, purpose=purpose, field="model.uri", reach=reach)
     learns = file.pretrain_tokenizer not in (None, PretrainTokenizer.MODEL)
     outcome.model = inspect_model(place, Use(file.task, file.objective, file.tuning, learns))
+    if not fresh:
+        check_names(file, place, outcome.model.model_type)
     config = read_json(place, CONFIG, field="model.uri")
     if labelled(file):
         outcome.heads["model.uri"] = labels_of(config) if has_trained_head(config, file.task) else ()

@@ -111,6 +111,8 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _MAX_NAME = 80
 _EXPERTS = ("num_local_experts", "num_experts")
+# Of Mixtral the width of an expert is that of the feed-forward; Switch, which has neither name, has d_ff.
+_EXPERT_SIZE = ("moe_intermediate_size", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ class ModelShape:
     """Sizes that the planner needs.
 
     layers: of encoder and decoder together. max_positions: longest sequence in tokens, None where the model has no
-    limit. experts: of each layer of a mixture. encoder: whether it has one. quantization: how the weights are
-    quantised already.
+    limit. experts: of each layer of a mixture, with those that a token passes through, the inner width of one where
+    they are held in one weight, and that of the shared one. encoder: whether it has one. quantization: how the weights
+    are quantised already.
     """
 
     hidden_size: int
@@ -127,6 +130,9 @@ class ModelShape:
     vocabulary_size: int
     max_positions: int | None
     experts: int | None = None
+    experts_per_token: int | None = None
+    expert_size: int | None = None
+    shared_expert_size: int | None = None
     encoder: bool = False
     quantization: str | None = None
 
@@ -235,6 +241,7 @@ def model_shape(config: Mapping[str, Any], *, field: str = "model.uri") -> Model
     """The sizes in config; raises FinetuneError(ModelUnsupported) that names the one that is missing."""
     model_type = config.get("model_type")
     tasks = TASKS.get(str(model_type), frozenset())
+    mixture = model_type in MIXTURES
     width = _size(config, _HIDDEN, field)
     layers = _size(config, _LAYERS, field)
     if Task.SEQ2SEQ in tasks:
@@ -244,7 +251,10 @@ def model_shape(config: Mapping[str, Any], *, field: str = "model.uri") -> Model
         layers=layers,
         vocabulary_size=_size(config, ("vocab_size",), field),
         max_positions=_positions(config, str(model_type)),
-        experts=first_size(config, _EXPERTS) if model_type in MIXTURES else None,
+        experts=first_size(config, _EXPERTS) if mixture else None,
+        experts_per_token=first_size(config, ("num_experts_per_tok",)) if mixture else None,
+        expert_size=first_size(config, _EXPERT_SIZE) if mixture else None,
+        shared_expert_size=first_size(config, ("shared_expert_intermediate_size",)) if mixture else None,
         encoder=Task.CAUSAL_LM not in tasks,
         quantization=quantization_of(config),
     )

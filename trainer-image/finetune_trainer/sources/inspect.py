@@ -15,7 +15,7 @@ from finetune_api.status import ModelFacts
 from finetune_trainer.sources.architectures import architecture_of, check_architecture, model_shape
 from finetune_trainer.sources.parameters import estimate_parameters
 from finetune_trainer.sources.place import Place, SourceFile, model_digest, read_whole, suffix
-from finetune_trainer.sources.select import CONFIG, SLOW_TOKENIZERS, TOKENIZER, config_files, model_files
+from finetune_trainer.sources.select import CONFIG, SLOW_TOKENIZERS, TOKENIZER, config_files, model_files, weight_files
 
 MAX_CONFIG_BYTES = 8 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -75,6 +75,9 @@ def inspect_model(place: Place, use: Use | None = None, *, field: str = "model.u
         has_chat_template=chat_template(place, field=field) is not None,
         quantization=shape.quantization,
         experts=shape.experts,
+        experts_per_token=shape.experts_per_token,
+        expert_size=shape.expert_size,
+        shared_expert_size=shape.shared_expert_size,
         encoder=shape.encoder,
         digest=model_digest(files),
     )
@@ -100,6 +103,14 @@ def count_parameters(place: Place, file: SourceFile, *, field: str) -> int:
     if start + end != file.size:
         raise _damaged(place, file, f"it should have {start + end} bytes and has {file.size}", field)
     return parameters
+
+
+def weight_names(place: Place, *, field: str = "model.uri") -> list[str]:
+    """The names of a model's stored tensors, sorted, from the headers of its weights; raises as inspect_model does."""
+    weights = weight_files(place, field=field)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        headers = pool.map(lambda file: _header(place, file, field)[0], weights)
+        return sorted({name for header in headers for name in header} - {"__metadata__"})
 
 
 def _header(place: Place, file: SourceFile, field: str) -> tuple[dict[str, Any], int]:

@@ -17,6 +17,8 @@ Why an attempt that was cut off can do no harm, however long it lives and howeve
 4. A prune writes down the places that it is about to empty (`removals/`), then looks whether a higher number was
    taken, then deletes. If one was taken, it deletes nothing. If none was, every later start sees the list and
    counts none of these checkpoints, so it does not resume from them.
+5. A change in mid-attempt (a guard's) is a start of its own, which takes the number right after its attempt's own, or
+   none. So it cannot take the output back from whoever has taken it over.
 
 Each checkpoint has all its files for itself, also those that did not change since the one before: damage to one file
 spoils one checkpoint. What changes at each step (weights, optimizer) is nearly all of it.
@@ -209,6 +211,7 @@ def start_attempt(
     restore_to: Path | None,
     max_step: int | None = None,
     guards: GuardState | None = None,
+    follows: int | None = None,
 ) -> Start:
     """Take the output over from every earlier attempt and restore the newest checkpoint that is whole.
 
@@ -216,10 +219,12 @@ def start_attempt(
     max_step, only checkpoints up to that step count from now on (a rollback); none is a fresh start.
     restore_to: None leaves the restoring, and with it the look whether they are whole, to a later start.
     guards: what the guards have changed up to now; None takes over what the last attempt had.
-    To be called after claim_output. Raises CheckpointInvalid if there are checkpoints but none is whole,
-    and Superseded if a later attempt has started; then nothing has changed but that earlier ones are cut off.
+    follows: the fence that the caller holds already, for a change in mid-attempt; any start since then, by whichever
+    job, supersedes it. None: to be called after claim_output.
+    Raises CheckpointInvalid if there are checkpoints but none is whole, and Superseded if a later attempt has started;
+    then nothing has changed but that earlier ones are cut off.
     """
-    taken = _take(store, prefix, job_uid, attempt)
+    taken = _take(store, prefix, job_uid, attempt, follows)
     seen = survey(store, prefix)
     if seen.fence > taken.fence:
         raise Superseded(_superseded(store, prefix, seen.fence, taken.fence))
@@ -244,13 +249,17 @@ def start_attempt(
         skipped=skipped[:MAX_CHAIN],
         guards=guards or before,
     )
-    key = fence_key(prefix, taken.fence)
+    _record(store, prefix, fence)
+    ensure_newest(store, prefix, taken.fence)
+    return Start(fence, resumed, skipped)
+
+
+def _record(store: ObjectStore, prefix: str, fence: Fence) -> None:
+    key = fence_key(prefix, fence.fence)
     if not store.put_if_absent(key, fence.to_bytes()) and Fence.read(store, key) != fence:
         raise CheckpointInvalid(
             f"{store.uri(key)} is not the record of this start. Do not edit files below output.uri."
         )
-    ensure_newest(store, prefix, taken.fence)
-    return Start(fence, resumed, skipped)
 
 
 def ensure_newest(store: ObjectStore, prefix: str, fence: int) -> None:
@@ -273,11 +282,13 @@ class _Number:
     token: str
 
 
-def _take(store: ObjectStore, prefix: str, job_uid: str, attempt: int) -> _Number:
-    """A fence number of one's own, higher than every other. Raises Superseded for an attempt that comes late."""
+def _take(store: ObjectStore, prefix: str, job_uid: str, attempt: int, follows: int | None) -> _Number:
+    """A fence number of one's own, higher than every other. Raises Superseded for a start that comes late."""
     mine = Taken(job_uid=job_uid, attempt=attempt, token=uuid.uuid4().hex)
     while True:
         highest, _ = highest_fences(store, prefix)
+        if follows is not None and highest > follows:
+            raise Superseded(_superseded(store, prefix, highest, follows))
         other = _holder(store, prefix, highest) if highest else None
         if other is not None and other.job_uid == job_uid and other.attempt > attempt:
             raise Superseded(

@@ -26,9 +26,9 @@ _PIPELINES = {
 }
 
 
-def model_id(run: RunFile) -> str:
-    """A name that no other run has: <namespace>/<job>-<first group of the job's UID>."""
-    return f"{run.job.namespace}/{run.job.name}-{run.job.uid.partition('-')[0]}"
+def model_id(run: RunFile, run_id: str) -> str:
+    """A name that no other run has: <namespace>/<job>-<run_id>. The job's UID would not do: a local rerun has the same."""
+    return f"{run.job.namespace}/{run.job.name}-{run_id}"
 
 
 def base_name(run: RunFile) -> str:
@@ -40,8 +40,13 @@ def base_name(run: RunFile) -> str:
     return {"hf": uri.container, "file": str(local_path(uri))}.get(uri.scheme, str(uri))
 
 
-def write_card(run: RunFile, artifact: str, metrics: Mapping[str, float], *, labels: int | None = None) -> str:
-    """Text of README.md. artifact: adapter, merged or model. metrics: of the tuned model. labels: how many classes."""
+def write_card(
+    run: RunFile, model: str, artifact: str, metrics: Mapping[str, float], *, labels: int | None = None
+) -> str:
+    """Text of README.md. model: its ID. artifact: adapter, merged or model. metrics: of the tuned model.
+
+    labels: how many classes.
+    """
     front = {
         "base_model": base_name(run),
         "library_name": "peft" if artifact == "adapter" else "transformers",
@@ -52,7 +57,7 @@ def write_card(run: RunFile, artifact: str, metrics: Mapping[str, float], *, lab
     lines = [f"{key}: {json.dumps(value)}" for key, value in front.items()]
     parts = [
         "---\n" + "\n".join(lines) + "\n---",
-        f"# {model_id(run)}",
+        f"# {model}",
         f"{_ARTICLES[artifact]} by {run.objective.type} and {run.tuning.type} of the job "
         f"{run.job.namespace}/{run.job.name}.",
         _table(_origin(run)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ CARRY_FILE = "run.json"
 
 @dataclass
 class Carry:
-    """Results of the untuned base, and sums over all attempts.
+    """Who the run is, results of the untuned base, and sums over all attempts.
 
+    run_id: drawn at the run's start, so that a rerun of the same job file makes a model with another name.
     base: the fields of the untuned model's Measurement; None until it was made. best: [step, loss] of the evaluations
     with the lowest loss so far, the lowest first. waited: evaluations in a row that were no improvement; stopped_early:
     they were too many. tokens: input tokens trained on. train_seconds: time in training over all attempts.
@@ -24,6 +26,7 @@ class Carry:
     step and one epoch take; 0 until it is known.
     """
 
+    run_id: str = field(default_factory=lambda: secrets.token_hex(6))
     base: dict[str, Any] | None = None
     best: list[list[float]] = field(default_factory=list)
     waited: int = 0

@@ -53,7 +53,7 @@ def _write_weights(engine: Any, run: RunFile, outcome: Outcome) -> None:
     else:
         export_model(engine.model, state, folder, run, work)
     for artifact in written:
-        card = write_card(run, artifact, outcome.tuned.metrics, labels=labels)
+        card = write_card(run, outcome.model_id, artifact, outcome.tuned.metrics, labels=labels)
         write_whole(work.artifact / artifact / "README.md", card)
 
 

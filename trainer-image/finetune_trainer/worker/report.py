@@ -28,11 +28,12 @@ FLOPS_FORMULA = "(4 N + 2 T) D; N: all parameters, T: those that train, D: input
 class Outcome:
     """What came out of a run.
 
-    artifact: `adapter`, `model`, or `report` where nothing was trained. history: one entry per logged step or
-    evaluation, over all attempts. step: the last one made; kept_step: the one that the artifact has the weights of.
-    guards: what they have changed on the way.
+    model_id: the result's name. artifact: `adapter`, `model`, or `report` where nothing was trained. history: one entry
+    per logged step or evaluation, over all attempts. step: the last one made; kept_step: the one that the artifact has
+    the weights of. guards: what they have changed on the way.
     """
 
+    model_id: str
     artifact: str
     base: Measurement
     tuned: Measurement
@@ -55,6 +56,7 @@ class Outcome:
         carry, run = engine.supervision.carry, engine.objective.run
         artifact = "adapter" if hasattr(engine.model, "peft_config") else "model"
         return cls(
+            model_id=model_id(run, carry.run_id),
             artifact="report" if evaluates_only(run) else artifact,
             base=base,
             tuned=tuned,
@@ -117,7 +119,7 @@ def build_report(run: RunFile, data: Encoded, outcome: Outcome, artifact_bytes: 
     return {
         "version": 1,
         "job": run.job.to_json(),
-        "modelId": model_id(run),
+        "modelId": outcome.model_id,
         "artifact": outcome.artifact,
         "artifactBytes": artifact_bytes,
         "merged": run.output.merge_adapter and outcome.artifact == "adapter",

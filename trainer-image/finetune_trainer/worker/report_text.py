@@ -45,7 +45,8 @@ def _summary(report: Mapping[str, Any]) -> str:
     if training["publishedStep"] != training["steps"]:
         text += f" Published is step {training['publishedStep']}, the best by evaluation loss."
     merged = ", merged into the base in `merged/`" if report["merged"] else ""
-    return f"{text} The result is in `{report['artifact']}/`{merged} ({_size(report['artifactBytes'])})."
+    size = _size(report["artifactBytes"])
+    return f"{text} The result is in `{report['artifact']}/`{merged} ({size}). Its model ID is `{report['modelId']}`."
 
 
 def _revision(lineage: Mapping[str, Any]) -> str:

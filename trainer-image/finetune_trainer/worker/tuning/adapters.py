@@ -80,7 +80,7 @@ def _lora(model: PreTrainedModel, run: RunFile, tokens: Sequence[int], tokenizer
         # A whole number is written as one: readers of adapter_config.json expect that.
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        target_modules=_all_linear(model, lora) if targets == [ALL_LINEAR] else targets,
         # What trains in full takes no update beside.
         exclude_modules=[*_OUTPUTS, *fresh] if run.model.task in _CLASSIFIED else None,
         target_parameters=_expert_targets(model, lora),
@@ -90,6 +90,15 @@ def _lora(model: PreTrainedModel, run: RunFile, tokens: Sequence[int], tokenizer
         use_dora=lora.variant is LoraVariant.DORA,
         use_rslora=lora.variant is LoraVariant.RS_LORA,
     )
+
+
+def _all_linear(model: PreTrainedModel, lora: RunLora) -> str | list[str]:
+    """PEFT's word, or the names where that word would take in fused experts, which only lora.experts asks for."""
+    if lora.experts or not any(True for _ in fused_parameters(model)):
+        return ALL_LINEAR
+    head = model.get_output_embeddings()
+    outputs = {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
+    return [name for name in linear_names(model) if name not in outputs]
 
 
 def _expert_targets(model: PreTrainedModel, lora: RunLora) -> list[str] | None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from finetune_api.failures import FinetuneError
-
-_SHOWN = 5
+from finetune_trainer.sources.names import unmatched
 
 
 def matching(names: Iterable[str], patterns: Sequence[str], *, field: str) -> set[str]:
@@ -24,23 +20,9 @@ def matching(names: Iterable[str], patterns: Sequence[str], *, field: str) -> se
     for pattern in patterns:
         hits = {name for name in known if fnmatchcase(name, pattern)}
         if not hits:
-            raise FinetuneError(
-                f"The pattern {pattern!r} matches no parameter of this model. Close are: {closest(pattern, known)}.",
-                failure_class="InvalidSpec",
-                field=f"spec.{field}",
-            )
+            raise unmatched(pattern, known, field=field)
         found |= hits
     return found
-
-
-def closest(wanted: str, names: Iterable[str]) -> str:
-    """The names most like wanted, one for each kind of layer, as text."""
-    # Layers repeat: one name stands for those that differ in a number only.
-    kinds = {re.sub(r"\.\d+\.", ".*.", name): name for name in reversed(list(names))}
-    plain = wanted.strip("*.")
-    holding = [kind for kind in kinds if plain and plain in kind]
-    alike = difflib.get_close_matches(wanted, kinds, n=_SHOWN, cutoff=0.0)
-    return ", ".join(list(dict.fromkeys([*holding, *alike]))[:_SHOWN])
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Task
+from finetune_api.planner.tuning import BEFORE_LAST_TOKEN
 from finetune_api.runfile import RunFile
 
 OWN_STATE = "trained.safetensors"
@@ -58,12 +59,7 @@ def without_prompt(model: PeftModel) -> Iterator[None]:
 def refuse_last_token_pooling(model: PreTrainedModel, run: RunFile) -> None:
     """A decoder that classifies finds a text's last token by its ids, and soft prompts hand it embeddings instead."""
     if run.model.task is Task.SEQUENCE_CLASSIFICATION and hasattr(model, "score"):
-        raise FinetuneError(
-            f"{run.tuning.type} does not work with a classifier that reads the last token, as this decoder does. Use "
-            "PrefixTuning, LoRA, or an encoder such as BERT.",
-            failure_class="InvalidSpec",
-            field="spec.tuning.type",
-        )
+        raise FinetuneError(BEFORE_LAST_TOKEN, failure_class="InvalidSpec", field="spec.tuning.type")
 
 
 def train_fresh(model: PeftModel, modules: Sequence[str]) -> None:
