@@ -72,7 +72,7 @@ test-train: $(VENV) ## The trainer as processes, with a real S3 server
 	$(PYTEST) tests/train -n 2 --dist loadfile -q
 
 .PHONY: test-train-full
-test-train-full: $(VENV) ## Every method learns its task (about half an hour)
+test-train-full: $(VENV) ## Every method learns its task, the slow cells and curves (40 to 50 minutes)
 	@sh hack/bootstrap.sh train
 	$(PYTEST) tests/train -n 2 --dist loadfile -q -m slow -s
 
