@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
+
+def is_empty(value: Sized) -> bool:
+    """Leaves a map out of the JSON form (exclude_if): server-side apply turns one that has become empty into null."""
+    return len(value) == 0
 
 
 class Document(BaseModel):

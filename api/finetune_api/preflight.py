@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.base import Tolerant
+from finetune_api.base import Tolerant, is_empty
 from finetune_api.failures import FinetuneError
 from finetune_api.fields import LongText
 
@@ -96,9 +96,9 @@ class Preflight(Tolerant):
     """About the base model."""
     data: DataFacts | None = None
     """About the dataset."""
-    digests: Annotated[dict[str, str], Field(max_length=16)] = {}
+    digests: Annotated[dict[str, str], Field(max_length=16, exclude_if=is_empty)] = {}
     """Digests of adapter, teacher and reward models, by the spec path of their URI."""
-    further_weight_bytes: Annotated[dict[str, int], Field(max_length=16)] = {}
+    further_weight_bytes: Annotated[dict[str, int], Field(max_length=16, exclude_if=is_empty)] = {}
     """Size of the weight files of teacher and reward models, by the spec path of their URI."""
     findings: list[Finding] = []
     """What has to be mended, or remarks; the first is the most important."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from finetune_api.base import Tolerant
+from finetune_api.base import Tolerant, is_empty
 from finetune_api.preflight import DataFacts, Finding, ModelFacts, Preflight
 from finetune_api.progress import Goodput, GuardChanges, Progress, Time, TimeSpent
 
@@ -280,13 +280,13 @@ class FineTuneJobStatus(Tolerant):
     """The attempt that is under way."""
     failures: int | None = None
     """Failed attempts so far; before the plan, failed preflights of this generation."""
-    preflight_failures: dict[str, int] = {}
+    preflight_failures: Annotated[dict[str, int], Field(exclude_if=is_empty)] = {}
     """The failed preflights of this generation by row of the failure table; empty once the run is planned."""
     interruptions: int | None = None
     """Interrupted attempts so far."""
     interruptions_without_checkpoint: int | None = None
     """Interruptions in a row without a new checkpoint."""
-    endings: dict[str, int] = {}
+    endings: Annotated[dict[str, int], Field(exclude_if=is_empty)] = {}
     """How many attempts ended in which way: Succeeded, Suspended, Cancelled or a row of the failure table."""
     guards: GuardChanges | None = None
     """What guards have changed about the run."""

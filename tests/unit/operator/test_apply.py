@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_api.status import Progress
+from finetune_api.status import FineTuneJobStatus, Progress
 from finetune_operator.actions import Create, Delete, Release
 from finetune_operator.apply import apply
 from finetune_operator.decide import decide
@@ -135,3 +135,10 @@ async def test_status_that_says_nothing_new_is_not_written() -> None:
     server = Server()
     assert not await write_status(cast(Kube, server), a_job(status=wanted), wanted)
     assert server.calls == []
+
+
+def test_a_map_that_has_become_empty_is_left_out_of_what_is_applied() -> None:
+    held = FineTuneJobStatus(preflight_failures={"StorageUnavailable": 1}, endings={"Stopped": 1})
+    assert held.to_json().keys() >= {"preflightFailures", "endings"}
+    emptied = held.model_copy(update={"preflight_failures": {}, "endings": {}})
+    assert emptied.to_json().keys().isdisjoint({"preflightFailures", "endings"})
