@@ -284,17 +284,6 @@ def test_a_preflight_on_a_lost_node_is_tried_again() -> None:
     assert status.failures is None, "an interruption is no failure"
 
 
-def test_a_preflight_that_finds_no_room_is_tried_again_without_end_and_without_a_failure() -> None:
-    status = seen_before()
-    quota = WarningEvent("pre", "FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus')
-    for _ in range(10):
-        seen = look(status=status, warnings=(quota,), now=later(CONFIG.preflight_start_seconds))
-        status = decide(seen, CONFIG).status
-        assert status.failure is not None and status.failure.failure_class == "QuotaExceeded"
-        assert (status.failures, status.state) == (None, State.PREFLIGHT)
-        status = status.model_copy(update={"next_attempt_time": None})
-
-
 def lost(status: FineTuneJobStatus) -> FineTuneJobStatus:
     """After a preflight whose node was lost, and the pause that follows."""
     stuck = a_pod("pre", role=naming.ROLE_PREFLIGHT, deletion_time=START)
@@ -303,18 +292,20 @@ def lost(status: FineTuneJobStatus) -> FineTuneJobStatus:
     return decide(seen, CONFIG).status.model_copy(update={"next_attempt_time": None})
 
 
-def test_waiting_for_room_is_no_interruption() -> None:
+def test_a_preflight_that_finds_no_room_is_tried_again_without_end_and_without_a_failure() -> None:
     status = seen_before()
     quota = WarningEvent("pre", "FailedCreate", 'pods "x" is forbidden: exceeded quota: gpus')
     for _ in range(10):
         seen = look(status=status, warnings=(quota,), now=later(CONFIG.preflight_start_seconds))
         status = decide(seen, CONFIG).status
+        assert status.failure is not None and status.failure.failure_class == "QuotaExceeded"
+        assert (status.failures, status.state) == (None, State.PREFLIGHT)
         assert status.next_attempt_time == format_time(
             later(CONFIG.preflight_start_seconds + CONFIG.retry_base_seconds)
         )
         status = status.model_copy(update={"next_attempt_time": None})
     status = lost(status)
-    assert (status.state, status.interruptions_without_checkpoint) == (State.PREFLIGHT, 1)
+    assert (status.state, status.interruptions_without_checkpoint) == (State.PREFLIGHT, 1), "waiting is no interruption"
 
 
 def test_five_interruptions_in_a_row_end_a_preflight_and_a_failure_breaks_the_row() -> None:

@@ -46,7 +46,7 @@ class CheckpointWriter:
         self.prefix = prefix
         self.fence = fence
         self._newest = fence.base.step if fence.base else None
-        self._source = fence.base
+        self._before: Manifest | None = None
         self._lock = threading.Lock()
 
     @property
@@ -113,12 +113,12 @@ class CheckpointWriter:
                     raise CheckpointInvalid(f"{self.store.uri(key)} is gone. Do not edit the output.")
             # Only now is it sure that whoever starts next has seen it.
             self.ensure_current()
-            self._newest, self._source = step, checkpoint.ref
+            self._newest, self._before = step, checkpoint.manifest
             return checkpoint
 
     def _stored_before(self) -> dict[str, str]:
         """The keys of the newest checkpoint's files by their SHA-256."""
-        manifest = self._manifest(self._source) if self._source else None
+        manifest = self._before or (self._manifest(self.fence.base) if self.fence.base else None)
         if manifest is None:
             return {}
         base = checkpoint_prefix(self.prefix, manifest.fence, manifest.step)
