@@ -125,5 +125,6 @@ if __name__ == "__main__":
     torch.set_num_threads(2)
     clock = Clock()
     run = ours if kind.startswith("ours") else trl
-    run(setting, model, work, clock, packed=kind.endswith("packed"))
+    packed = kind.endswith("packed")
+    run(setting.packed() if packed else setting, model, work, clock, packed=packed)
     print(clock.result())
