@@ -46,6 +46,7 @@ from finetune_api.fields import (
     OutputUri,
     Positive,
     Rate,
+    ShortText,
 )
 from finetune_api.method import (
     DistillationSettings,
@@ -146,7 +147,7 @@ class EarlyStopping(Document):
     patience: Annotated[int, Field(ge=1, le=1000)]
     """Evaluations without improvement."""
     min_delta: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Improvement of the evaluation loss that counts."""
+    """Improvement of checkpoint.bestMetric that counts."""
 
 
 class Hyperparameters(Document):
@@ -210,7 +211,9 @@ class Checkpoint(Document):
     keep_last: Annotated[int, Field(ge=1, le=100)] | None = None
     """How many of the newest checkpoints stay."""
     keep_best: Annotated[int, Field(ge=0, le=10)] | None = None
-    """How many of the best by evaluation loss stay."""
+    """How many of the best by bestMetric stay; the best of all is the result."""
+    best_metric: ShortText | None = None
+    """What tells the best step: `loss`, or another metric that each evaluation measures, such as `accuracy`."""
 
 
 class Guards(Document):

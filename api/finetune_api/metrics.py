@@ -11,6 +11,8 @@ from finetune_api.enums import Benchmark, ObjectiveType, Task
 from finetune_api.evaluation import Requirement
 from finetune_api.failures import FinetuneError
 
+LOSS = "loss"
+"""What tells the best step where a job asks for no other metric."""
 TEXT_METRICS = ("bleu", "rouge1", "rouge2", "rougeL", "exactMatch")
 """Of generated answers against the references: BLEU from 0 to 100, the others from 0 to 1."""
 RETENTION_METRICS = ("retentionLoss", "retentionPerplexity")
@@ -42,6 +44,7 @@ _OBJECTIVES: dict[ObjectiveType, tuple[str, ...]] = {
 }
 _DISTILLATION = ("labelLoss", "divergence")
 """Beside those of the task: both parts of the loss, the divergence being the KL itself."""
+_LOWER_IS_BETTER = (LOSS, "labelLoss", "divergence", "undesirableReward")
 _ANSWERS = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
 _WRITERS = (Task.CAUSAL_LM, Task.SEQ2SEQ)
 
@@ -58,6 +61,30 @@ def offered_metrics(
     if retention:
         names += RETENTION_METRICS
     return (*names, *(BENCHMARK_METRICS[benchmark] for benchmark in benchmarks))
+
+
+def step_metrics(objective: ObjectiveType, task: Task) -> tuple[str, ...]:
+    """The names that checkpoint.bestMetric may have: what each evaluation of a run measures.
+
+    Without perplexity, which orders steps as the loss does, and without what generates text.
+    """
+    return tuple(name for name in offered_metrics(objective, task) if name not in (*TEXT_METRICS, "perplexity"))
+
+
+def cost(metric: str, value: float) -> float:
+    """Lower, the better a step is by a metric of step_metrics."""
+    return value if metric in _LOWER_IS_BETTER else -value
+
+
+def check_best_metric(objective: ObjectiveType, task: Task, metric: str) -> None:
+    """Raises InvalidSpec for a name that no evaluation of such a run measures."""
+    offered = step_metrics(objective, task)
+    if metric not in offered:
+        raise FinetuneError(
+            f"No step can be the best by {metric!r}. The evaluations of this job measure {', '.join(offered)}.",
+            failure_class="InvalidSpec",
+            field="spec.checkpoint.bestMetric",
+        )
 
 
 def check_metrics(offered: Sequence[str], metrics: Sequence[str], require: Sequence[Requirement]) -> None:

@@ -39,6 +39,7 @@ from finetune_api.job import (
     Truncation,
     TuningType,
 )
+from finetune_api.metrics import LOSS
 from finetune_api.runmethod import (
     Reference,
     RunDistillation,
@@ -192,12 +193,13 @@ class RunEvaluation(Document):
 
 
 class RunCheckpoint(Document):
-    """When progress is saved: whichever comes first."""
+    """When progress is saved: whichever comes first. best_metric: what tells the best steps."""
 
     every_minutes: float | None = None
     every_steps: int | None = None
     keep_last: int
     keep_best: int = 0
+    best_metric: str = LOSS
 
 
 class RunGuards(Document):

@@ -18,6 +18,7 @@ from finetune_api.job import (
     OnExisting,
     Truncation,
 )
+from finetune_api.metrics import LOSS
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import REINFORCEMENTS, max_new_tokens
 from finetune_api.planner.references import References
@@ -215,7 +216,8 @@ def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
         every_minutes=every_minutes,
         every_steps=ledger.keep("checkpoint.everySteps", every_steps),
         keep_last=ledger.pick("checkpoint.keepLast", given and given.keep_last, 2, "the newest and one before it"),
-        keep_best=_keep_best(spec, ledger),
+        keep_best=(keep_best := _keep_best(spec, ledger)),
+        best_metric=_best_metric(spec, keep_best, ledger),
     )
 
 
@@ -245,13 +247,19 @@ def guards(spec: FineTuneJobSpec, total_steps: int, ledger: Ledger) -> RunGuards
 
 
 def _keep_best(spec: FineTuneJobSpec, ledger: Ledger) -> int:
-    stops_early = spec.hyperparameters is not None and spec.hyperparameters.early_stopping is not None
-    return ledger.pick(
-        "checkpoint.keepBest",
-        spec.checkpoint.keep_best if spec.checkpoint is not None else None,
-        1 if stops_early else 0,
-        "early stopping returns to the best" if stops_early else "the last one is the result",
-    )
+    given, chosen, why = spec.checkpoint, 0, "the last one is the result"
+    if spec.hyperparameters is not None and spec.hyperparameters.early_stopping is not None:
+        chosen, why = 1, "early stopping returns to the best"
+    elif given is not None and given.best_metric is not None:
+        chosen, why = 1, "checkpoint.bestMetric asks for it"
+    return ledger.pick("checkpoint.keepBest", given.keep_best if given is not None else None, chosen, why)
+
+
+def _best_metric(spec: FineTuneJobSpec, keep_best: int, ledger: Ledger) -> str:
+    given = spec.checkpoint.best_metric if spec.checkpoint is not None else None
+    if keep_best == 0 and given is None:
+        return LOSS
+    return ledger.pick("checkpoint.bestMetric", given, LOSS, "of the held-out records; the usual choice")
 
 
 def output(spec: FineTuneJobSpec, references: References, ledger: Ledger) -> RunOutput:

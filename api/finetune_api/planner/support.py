@@ -22,7 +22,7 @@ from finetune_api.job import (
     Task,
     TuningType,
 )
-from finetune_api.metrics import check_metrics, offered_metrics
+from finetune_api.metrics import check_best_metric, check_metrics, offered_metrics
 from finetune_api.model import FurtherModel
 from finetune_api.planner.expressions import fault_of
 from finetune_api.planner.from_job import TAKES_ADAPTER, keeps_its_start
@@ -96,7 +96,8 @@ def unsupported(spec: FineTuneJobSpec) -> list[Unsupported]:
     """Every value of spec that cannot be honoured, in the order of the spec."""
     checks = (_combination, _refused_choices, _not_yet, _model, _places, _dataset, _objective, _tuning)
     found = [item for check in checks for item in check(spec)]
-    found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_further_records(spec)]
+    found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_best_step(spec)]
+    found += _further_records(spec)
     found += _evaluation_only(spec)
     found.sort(key=lambda item: _ORDER.index(item[0].split(".")[0].split("[")[0]))
     return [Unsupported(f"spec.{path}", message) for path, message in found]
@@ -359,6 +360,18 @@ def _metrics(spec: FineTuneJobSpec) -> Found:
     except FinetuneError as error:
         path = (error.field or "spec.evaluation").removeprefix("spec.")
         yield path, f"{path}: {error}"
+
+
+def _best_step(spec: FineTuneJobSpec) -> Found:
+    given, path = spec.checkpoint, "checkpoint.bestMetric"
+    if given is None or given.best_metric is None:
+        return
+    try:
+        check_best_metric(spec.objective_type, spec.task, given.best_metric)
+    except FinetuneError as error:
+        yield path, f"{path}: {error}"
+    if given.keep_best == 0 and _value(spec, "hyperparameters.earlyStopping") is None:
+        yield path, f"{path} chooses the best step and checkpoint.keepBest: 0 keeps none; remove one of them"
 
 
 def _further_records(spec: FineTuneJobSpec) -> Found:

@@ -207,16 +207,17 @@ def _length(given: Given, fit: Fit, shares: settings.HeldOutShares, ledger: Ledg
 
 
 def _require_validation(spec: FineTuneJobSpec, has_validation: bool) -> None:
-    """What looks at the evaluation loss needs records to evaluate on."""
+    """What chooses the best step needs records to evaluate on."""
     hp, checkpoint = spec.hyperparameters, spec.checkpoint
     needs = {
         "hyperparameters.earlyStopping": hp is not None and hp.early_stopping is not None,
         "checkpoint.keepBest": checkpoint is not None and bool(checkpoint.keep_best),
+        "checkpoint.bestMetric": checkpoint is not None and checkpoint.best_metric is not None,
     }
     for field, asked in needs.items():
         if asked and not has_validation:
             raise FinetuneError(
-                f"{field} looks at the evaluation loss and nothing is held out; set dataset.validation",
+                f"{field} compares evaluations and nothing is held out; set dataset.validation",
                 failure_class="InvalidSpec",
                 field=f"spec.{field}",
             )

@@ -234,6 +234,21 @@ def test_a_resume_whose_best_step_was_given_up_goes_on_with_the_best_that_is_sto
     assert (work.best / "rank-1.bin").read_text() == "rank 1 after step 10"
 
 
+def test_the_best_that_is_stored_is_told_by_the_runs_metric(gang: Gang) -> None:
+    """By loss step 10 is better than 30, by accuracy the other way round."""
+    lose_the_best(gang)
+    checkpoint = list_checkpoints(gang.store, "out")[0].ref
+    assert checkpoint.step == 30
+    work = WorkDir(gang.root / "next")
+    restore(gang.store, "out", checkpoint, work.resume)
+    history = [{"step": step, "eval_loss": LOSSES[step], "eval_accuracy": LOSSES[step]} for step in LOSSES]
+    (work.resume / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    carried = {"best": [[20, 2.0]], "best_metric": "accuracy"}
+    (work.resume / "run.json").write_text(json.dumps(carried))
+    restore_best(gang.store, "out", work, gang.log)
+    assert read_json(work.resume / "run.json") == {"best": [[30, 1.5]], "best_metric": "accuracy"}
+
+
 def test_that_may_be_the_resumed_checkpoint_itself(gang: Gang, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, 10, 2.0)
     lose_the_best(gang)

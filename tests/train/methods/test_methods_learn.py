@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.metrics import step_metrics
 from tests.train.methods.case import Case, merged
 from tests.train.methods.cases import CASES
 
@@ -26,6 +27,8 @@ def test_the_tuned_model_reaches_a_score_that_the_base_does_not(case: Case, tmp_
     evaluation = work.read("artifact/report.json")["evaluation"]
     base, tuned = evaluation["base"][learning.metric], evaluation["tuned"][learning.metric]
     print(f"{case.name}: {learning.metric} {base:.4g} -> {tuned:.4g}")
+    offered = step_metrics(work.run.objective.type, work.run.model.task)
+    assert set(offered) <= set(evaluation["tuned"]), "each of them may choose the best step"
     sign = 1 if learning.higher else -1
     assert sign * base < sign * learning.base
     assert sign * tuned >= sign * learning.tuned

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.worker.carry import Carry
+from finetune_trainer.worker.evaluate.best import BestPolicy
 from tests.train.methods.case import Case
 from tests.train.worker.runs import Work, in_child, records
 
@@ -134,6 +136,44 @@ def test_the_best_of_several_is_published_without_early_stopping(tmp_path: Path)
     training = work.read("artifact/report.json")["training"]
     assert (training["publishedStep"], training["steps"]) == (ranked[0], 12)
     assert work.read("checkpoints/step-12.ready")["best"] == ranked[:2]
+
+
+def test_the_best_step_is_the_one_with_the_best_of_the_metric_that_is_asked_for(tmp_path: Path) -> None:
+    work = worsening(tmp_path / "w", totalSteps=12, learningRate=2e-2)
+    changes = {"keep_best": 2, "best_metric": "tokenAccuracy"}
+    run = work.run.model_copy(update={"checkpoint": work.run.checkpoint.model_copy(update=changes)})
+    work = Work(work.root, run)
+    assert work.train() == [0], work.logged()
+    history = work.read("checkpoints/step-12/trainer_state.json")["log_history"]
+    measured = {e["step"]: e["eval_tokenAccuracy"] for e in history if "eval_loss" in e and e["step"]}
+    losses = dict(evaluations(work))
+    ranked = sorted(measured, key=lambda step: -measured[step])
+    assert ranked[0] != min(losses, key=lambda step: losses[step]), "the two metrics choose different steps here"
+    report = work.read("artifact/report.json")
+    assert (report["training"]["publishedStep"], report["training"]["bestMetric"]) == (ranked[0], "tokenAccuracy")
+    assert report["evaluation"]["tuned"]["tokenAccuracy"] == pytest.approx(measured[ranked[0]])
+    assert work.read("checkpoints/step-12.ready")["best"] == ranked[:2]
+    assert "the best by tokenAccuracy" in (work.root / "artifact/report.md").read_text()
+
+
+def test_patience_counts_what_is_no_improvement_of_the_metric() -> None:
+    policy, carry = BestPolicy(1, "accuracy", patience=2, min_delta=0.05), Carry(best_metric="accuracy")
+    found = [
+        policy.judge(carry, step, {"loss": 1.0 / step, "accuracy": a}) for step, a in ((1, 0.5), (2, 0.52), (3, 0.6))
+    ]
+    assert (found, carry.best, carry.waited) == ([True, True, True], [[3, 0.6]], 0)
+    assert not policy.judge(carry, 4, {"loss": 0.0, "accuracy": 0.6}), "of equal steps the earlier one is the better"
+    assert not carry.stopped_early
+    policy.judge(carry, 5, {"loss": 0.0, "accuracy": 0.1})
+    assert carry.stopped_early
+
+
+def test_a_run_that_goes_on_with_another_metric_forgets_the_best_of_the_old_one() -> None:
+    carry = Carry(best=[[2, 0.1]], waited=1)
+    BestPolicy(1).adopt(carry)
+    assert (carry.best, carry.waited) == ([[2, 0.1]], 1)
+    BestPolicy(1, "accuracy").adopt(carry)
+    assert (carry.best, carry.waited, carry.best_metric) == ([], 0, "accuracy")
 
 
 def test_without_either_the_last_step_is_published(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_data_in_a_report_cannot_break_out_of_its_table() -> None:
     text = render_report(_report({"prompt": "a|b\n<script>", "reference": "", "base": "x", "tuned": "y"}), [])
     assert "| a\\|b<br>&lt;script> | (empty) | x | y |" in text
     assert "It stopped early, before step 9." in text
-    assert "Published is step 3, the best by evaluation loss." in text
+    assert "Published is step 3, the best by accuracy." in text
     assert "(1.5 KiB)" in text
     assert "planned micro batch of 8: the run went on with 2, and gradients accumulated over 12 passes" in text
     assert "| LossSpike | 1,234 | 1,224 | 1,254 | 0.25 |" in text
@@ -156,6 +156,7 @@ def _report(answer: dict[str, str]) -> dict[str, Any]:
             "plannedSteps": 9,
             "stoppedEarly": True,
             "publishedStep": 3,
+            "bestMetric": "accuracy",
             "globalBatchSize": 1,
             "processes": 1,
             "tokens": 7,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import TuningType
+from finetune_api.planner import unsupported
 from finetune_api.planner.ledger import SET_BY_JOB
 from tests.unit.api import values
 
@@ -65,6 +67,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "evaluation.maxGenerated": {"evaluation": {"maxGenerated": 3}},
     "evaluation.metrics": {"evaluation": {"metrics": ["bleu"]}},
     "checkpoint.keepBest": {"checkpoint": {"keepBest": 2}},
+    "checkpoint.bestMetric": {"checkpoint": {"bestMetric": "tokenAccuracy"}},
     "output.mergeAdapter": {"output": {"mergeAdapter": True}},
     "output.maxShardSizeGiB": {"output": {"maxShardSizeGiB": 2.0}},
     "tuning.lora.rank": {"tuning": {"lora": {"rank": 8}}},
@@ -282,10 +285,29 @@ def test_generated_tokens_count_for_the_sequence_and_iterations_for_the_steps() 
     assert run.total_steps == 9 * 3
 
 
+def test_a_metric_for_the_best_step_keeps_the_best_one_and_has_to_be_measured() -> None:
+    job = values.spec(checkpoint={"bestMetric": "tokenAccuracy"})
+    kept = values.plan(job).run.checkpoint
+    assert (kept.keep_best, kept.best_metric) == (1, "tokenAccuracy")
+    assert "checkpoint.bestMetric" not in settings(values.spec())
+    assert settings(values.spec(checkpoint={"keepBest": 1}))["checkpoint.bestMetric"][0] == "loss"
+    for checkpoint, match in (
+        ({"bestMetric": "perplexity"}, "No step can be the best by 'perplexity'.*measure loss, tokenAccuracy"),
+        ({"bestMetric": "bleu"}, "No step can be the best by 'bleu'"),
+        ({"bestMetric": "tokenAccuracy", "keepBest": 0}, "keepBest: 0 keeps none"),
+    ):
+        [refused] = unsupported(values.spec(checkpoint=checkpoint))
+        assert refused.field == "spec.checkpoint.bestMetric"
+        assert re.search(match, refused.message)
+    with pytest.raises(FinetuneError, match="compares evaluations") as caught:
+        values.plan(job, data=values.data_facts(rows=10))
+    assert caught.value.field == "spec.checkpoint.bestMetric"
+
+
 def test_early_stopping_keeps_the_best_and_needs_something_to_look_at() -> None:
     job = values.spec(hyperparameters={"earlyStopping": {"patience": 2}})
     assert values.plan(job).run.checkpoint.keep_best == 1
-    with pytest.raises(FinetuneError, match="looks at the evaluation loss and nothing is held out") as caught:
+    with pytest.raises(FinetuneError, match="compares evaluations and nothing is held out") as caught:
         values.plan(job, data=values.data_facts(rows=10))
     assert (caught.value.failure_class, caught.value.field) == ("InvalidSpec", "spec.hyperparameters.earlyStopping")
 

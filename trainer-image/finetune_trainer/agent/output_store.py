@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.digest import digest
+from finetune_api.metrics import LOSS, cost
 from finetune_api.runfile import RunFile
 from finetune_api.uri import parse_uri
 from finetune_trainer.agent.guarding import Change
@@ -160,11 +161,12 @@ def restore_best(store: ObjectStore, prefix: str, work: WorkDir, log: Log) -> No
     measured; the restored run.json says so from then on.
     """
     carried, plan = read_json(work.resume / _CARRY) or {}, read_json(work.resume / "plan.json") or {}
-    known, resumed = carried.get("best") or [], plan.get("step")
+    known, metric, resumed = carried.get("best") or [], carried.get("best_metric") or LOSS, plan.get("step")
     if not known or known[0][0] == resumed:
         return
     refs = {ref.step: ref for ref in survey(store, prefix).refs}
-    measured = dict([*known, *sorted(_evaluations(work.resume), key=lambda found: found[1])])
+    others = sorted(_evaluations(work.resume, metric), key=lambda found: cost(metric, found[1]))
+    measured = dict([*known, *others])
     ranked = [step for step in measured if step == resumed or step in refs]
     while ranked and ranked[0] != resumed:
         try:
@@ -178,12 +180,12 @@ def restore_best(store: ObjectStore, prefix: str, work: WorkDir, log: Log) -> No
         write_whole(work.resume / _CARRY, json.dumps({**carried, "best": best}))
 
 
-def _evaluations(checkpoint: Path) -> list[tuple[int, float]]:
-    """Step and loss of each evaluation up to a restored checkpoint."""
+def _evaluations(checkpoint: Path, metric: str) -> list[tuple[int, float]]:
+    """Step and metric of each evaluation up to a restored checkpoint."""
     try:
         history = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
-        found = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-        return [(step, loss) for step, loss in found if math.isfinite(loss)]
+        found = [(entry["step"], entry[name]) for entry in history if (name := f"eval_{metric}") in entry]
+        return [(step, value) for step, value in found if math.isfinite(value)]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # the worker says what is wrong with it
 

@@ -37,7 +37,7 @@ class Result(Tolerant):
 class ReadyCheckpoint:
     """A complete local checkpoint: its folder, and what its `.ready` marker holds.
 
-    best: the steps with the lowest evaluation loss up to this one, where the run keeps them; the lowest first.
+    best: the steps with the best evaluations up to this one, where the run keeps them; the best first.
     skipped: saves that the workers had left out up to this one.
     """
 
@@ -72,7 +72,7 @@ class WorkDir:
 
     @property
     def best(self) -> Path:
-        """Weights of the step with the lowest evaluation loss; absent where none is asked for, or it is the resumed one."""
+        """Weights of the step with the best evaluation; absent where none is asked for, or it is the resumed one."""
         return self.root / "best"
 
     @property

@@ -35,7 +35,7 @@ Stored = Mapping[tuple[int, int], Mapping[str, int]]
 
 
 BEST = "best"
-"""In a manifest's meta: the steps with the lowest evaluation loss up to this one, the lowest first."""
+"""In a manifest's meta: the steps with the best evaluations up to this one, the best first."""
 
 
 class CheckpointWriter:

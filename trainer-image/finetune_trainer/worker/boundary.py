@@ -98,7 +98,7 @@ class StepBoundary(TrainerCallback):
         if state.global_step == 0 or metrics is None:
             return
         carry = self.engine.supervision.carry
-        if self.best.judge(carry, state.global_step, metrics["eval_loss"]):
+        if self.best.judge(carry, state.global_step, logged_metrics(metrics)):
             control.should_save, self.engine.save_is_optional = True, False
         if carry.stopped_early:
             control.should_training_stop = control.should_save = True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.failures import FinetuneError
+from finetune_api.metrics import LOSS
 from finetune_trainer.agent.workdir import write_whole
 
 CARRY_FILE = "run.json"
@@ -19,8 +20,8 @@ class Carry:
     """Who the run is, results of the untuned base, and sums over all attempts.
 
     run_id: drawn at the run's start, so that a rerun of the same job file makes a model with another name.
-    base: the fields of the untuned model's Measurement; None until it was made. best: [step, loss] of the evaluations
-    with the lowest loss so far, the lowest first. waited: evaluations in a row that were no improvement; stopped_early:
+    base: the fields of the untuned model's Measurement; None until it was made. best: [step, best_metric] of the
+    best evaluations so far, the best first. waited: evaluations in a row that were no improvement; stopped_early:
     they were too many. tokens: input tokens trained on. train_seconds: time in training over all attempts.
     skipped_steps: steps in a row up to now whose gradient was too large for FP16. step_records, epoch_records: what one
     step and one epoch take; 0 until it is known.
@@ -29,6 +30,7 @@ class Carry:
     run_id: str = field(default_factory=lambda: secrets.token_hex(6))
     base: dict[str, Any] | None = None
     best: list[list[float]] = field(default_factory=list)
+    best_metric: str = LOSS
     waited: int = 0
     stopped_early: bool = False
     tokens: int = 0
@@ -39,7 +41,7 @@ class Carry:
 
     @property
     def best_steps(self) -> list[int]:
-        """The steps with the lowest loss, the lowest first."""
+        """The best steps, the best first."""
         return [int(step) for step, _ in self.best]
 
     def save(self, folder: Path) -> None:

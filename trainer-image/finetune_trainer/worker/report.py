@@ -161,6 +161,7 @@ def _training(run: RunFile, outcome: Outcome) -> dict[str, Any]:
         "plannedSteps": run.hyperparameters.total_steps,
         "stoppedEarly": outcome.stopped_early,
         "publishedStep": outcome.kept_step,
+        "bestMetric": run.checkpoint.best_metric,
         "globalBatchSize": run.global_batch_size,
         "processes": run.world_size,
         "tokens": outcome.tokens,

@@ -43,7 +43,7 @@ def _summary(report: Mapping[str, Any]) -> str:
     if training["stoppedEarly"]:
         text += f" It stopped early, before step {training['plannedSteps']}."
     if training["publishedStep"] != training["steps"]:
-        text += f" Published is step {training['publishedStep']}, the best by evaluation loss."
+        text += f" Published is step {training['publishedStep']}, the best by {training['bestMetric']}."
     merged = ", merged into the base in `merged/`" if report["merged"] else ""
     size = _size(report["artifactBytes"])
     return f"{text} The result is in `{report['artifact']}/`{merged} ({size}). Its model ID is `{report['modelId']}`."

@@ -115,6 +115,7 @@ def supervise(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat) -
         zero_stage=run.hyperparameters.zero_stage,
         guards=work.guards(),
     )
+    BestPolicy.of(run).adopt(supervision.carry)
     if restored and supervision.carry.best_steps[:1] == [resumed]:
         keep_weights(restored, supervision)
     return supervision

@@ -1,4 +1,4 @@
-"""The best step of a run by its evaluation loss: found, kept, and taken back at the end.
+"""The best step of a run by what its evaluations measure: found, kept, and taken back at the end.
 
 The best checkpoint is known by its step alone: the agent stores it and brings it back to WORK/best for a later attempt.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from finetune_api.failures import FinetuneError
+from finetune_api.metrics import LOSS, cost
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.carry import Carry
 from finetune_trainer.worker.ranks import Ranks
@@ -30,12 +33,14 @@ _PIECE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class BestPolicy:
-    """keep: how many of the best steps stay; 0: the last step is published, whatever its loss.
+    """keep: how many of the best steps stay; 0: the last step is published, whatever was measured.
 
-    patience: evaluations in a row without an improvement of more than min_delta after which the run ends; None: never.
+    metric: what tells the best, as finetune_api.metrics names it. patience: evaluations in a row without an improvement of
+    more than min_delta after which the run ends; None: never.
     """
 
     keep: int
+    metric: str = LOSS
     patience: int | None = None
     min_delta: float = 0.0
 
@@ -44,18 +49,27 @@ class BestPolicy:
         """What the run file plans."""
         early = run.hyperparameters.early_stopping
         if early is None:
-            return cls(run.checkpoint.keep_best)
-        return cls(max(run.checkpoint.keep_best, 1), early.patience, early.min_delta)
+            return cls(run.checkpoint.keep_best, run.checkpoint.best_metric)
+        return cls(max(run.checkpoint.keep_best, 1), run.checkpoint.best_metric, early.patience, early.min_delta)
 
-    def judge(self, carry: Carry, step: int, loss: float) -> bool:
-        """Take an evaluation into carry; True if its step is now among the best ones."""
+    def adopt(self, carry: Carry) -> None:
+        """A run that goes on from one with another metric knows no best step yet."""
+        if carry.best_metric != self.metric:
+            carry.best, carry.waited, carry.best_metric = [], 0, self.metric
+
+    def judge(self, carry: Carry, step: int, measured: Mapping[str, float]) -> bool:
+        """Take an evaluation into carry; True if its step is now among the best ones.
+
+        measured: as measuring.logged_metrics gives it.
+        """
         if not self.keep or step in carry.best_steps:
             return False
-        improved = not carry.best or loss < carry.best[0][1] - self.min_delta
+        value, by = measured[self.metric], partial(cost, self.metric)
+        improved = not carry.best or by(value) < by(carry.best[0][1]) - self.min_delta
         carry.waited = 0 if improved else carry.waited + 1
         carry.stopped_early = self.patience is not None and carry.waited >= self.patience
-        # The sort is stable: of equal losses the earlier step is the better one.
-        carry.best = sorted([*carry.best, [step, loss]], key=lambda found: found[1])[: self.keep]
+        # The sort is stable: of equal steps the earlier one is the better one.
+        carry.best = sorted([*carry.best, [step, value]], key=lambda found: by(found[1]))[: self.keep]
         return step in carry.best_steps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Task
-from finetune_api.metrics import check_metrics, offered_metrics
+from finetune_api.metrics import check_best_metric, check_metrics, offered_metrics
 from finetune_api.runfile import RunFile
 from finetune_trainer.worker.evaluate.measuring import evaluates_only
 
@@ -19,6 +19,8 @@ def check_evaluation(run: RunFile) -> None:
         benchmarks=[benchmark.name for benchmark in wish.benchmarks],
     )
     check_metrics(offered, wish.metrics, wish.require)
+    if not evaluates_only(run):
+        check_best_metric(run.objective.type, run.model.task, run.checkpoint.best_metric)
     validates = dataset.validation is not None or dataset.validation_fraction is not None
     tests = dataset.test is not None or dataset.test_fraction is not None
     if (wish.metrics or wish.require) and not (validates or tests or evaluates_only(run)):
