@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ def test_a_job_file_runs_to_a_folder_and_says_where_the_result_is(finetune, job,
     assert adapter(tmp_path / "out") == {"step": 4, "resumedFrom": None}
     assert f"Artifact: {tmp_path}/out/adapter" in command.out
     assert "40 records" in command.out
+    assert "hyperparameters.learningRate" in command.out and "checkpoint.keepLast" not in command.out
+    assert re.search(r"\d+ more settings and their reasons: finetune plan, or the report", command.out)
     assert [word for word in ("3.5000", "2.5000", "-28.6%") if word not in command.out] == []
     assert "Loading 0/" in command.out  # plain lines where there is no terminal
 
@@ -152,9 +155,16 @@ def test_plan_shows_values_with_reasons_and_starts_nothing(finetune, job, tmp_pa
     assert command.execute() == 0, command.out + command.err
     assert [
         word
-        for word in ("hyperparameters.learningRate", "set by the job", "decays to zero at the end", "cpu")
+        for word in (
+            "hyperparameters.learningRate",
+            "set by the job",
+            "decays to zero at the end",
+            "cpu",
+            "checkpoint.keepLast",
+        )
         if word not in command.out
     ] == []
+    assert "more settings" not in command.out
     assert not (tmp_path / "out" / "fences").exists()
 
 

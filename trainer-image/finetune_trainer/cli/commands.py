@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(given: argparse.Namespace, console: Console) -> int:
     local = _localise(given, console)
     preflight = preparing.check(local, os.environ)
-    planned, code = _planned(local, preflight, console)
+    planned, code = _planned(local, preflight, console, whole=False)
     if planned is None:
         return code
     place = Place(preparing.at_work(local, given.work, os.environ))
@@ -105,13 +105,15 @@ def _localise(given: argparse.Namespace, console: Console) -> LocalJob:
     return local
 
 
-def _planned(local: LocalJob, preflight: Preflight, console: Console) -> tuple[Planned | None, int]:
-    """The plan, shown; without one the exit code of preflight's first finding."""
+def _planned(
+    local: LocalJob, preflight: Preflight, console: Console, *, whole: bool = True
+) -> tuple[Planned | None, int]:
+    """The plan, shown (whole, or its main settings); without one the exit code of preflight's first finding."""
     show.show_preflight(console, preflight, local.file.path)
     if not preflight.ok:
         return None, _exit_code(preflight.findings[0].failure_class)
     planned = preparing.plan(local, preflight)
-    show.show_plan(console, planned)
+    show.show_plan(console, planned, whole=whole)
     return planned, 0
 
 

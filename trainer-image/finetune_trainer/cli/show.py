@@ -76,8 +76,19 @@ def show_failure(console: Console, name: str, message: str, field: str | None, f
         console.print(f"  what to do: {escape(TABLE[name].hint)}", soft_wrap=True)
 
 
-def show_plan(console: Console, planned: Planned) -> None:
-    """The plan as a table: each setting, its value and why."""
+_FIRST = (
+    "dataset.format",
+    "hyperparameters.learningRate",
+    "hyperparameters.epochs",
+    "hyperparameters.precision",
+    "hyperparameters.maxSequenceLength",
+    "hyperparameters.packing",
+)
+"""What a person who starts a run looks at first."""
+
+
+def show_plan(console: Console, planned: Planned, *, whole: bool = True) -> None:
+    """The plan as a table: each setting, its value and why; or the first of them, and how to see the others."""
     plan, run = planned.plan, planned.run
     table = Table(title=escape(f"Plan: {_method(run)} {run.model.source.uri}"), title_justify="left")
     for name in ("setting", "value", "why"):
@@ -91,10 +102,13 @@ def show_plan(console: Console, planned: Planned) -> None:
         f"{plan.gradient_accumulation}, {run.global_batch_size} records per step",
     )
     table.add_row("memory", f"{plan.memory.total_gib:.2f} GiB", "estimated peak of one process")
-    for setting in plan.settings:
+    shown = [setting for setting in plan.settings if whole or setting.name in _FIRST]
+    for setting in shown:
         table.add_row(escape(setting.name), escape(_short(setting.value)), escape(setting.reason))
     table.add_row("output.uri", escape(run.output.target.uri), "set by the job")
     console.print(table)
+    if more := len(plan.settings) - len(shown):
+        console.print(f"{more} more settings and their reasons: finetune plan, or the report", highlight=False)
 
 
 def _method(run: RunFile) -> str:
