@@ -144,7 +144,7 @@ class RunEarlyStopping(Document):
 
 
 class RunHyperparameters(Document):
-    """How to optimise. `total_steps` is what runs; `epochs` is kept for the report."""
+    """How to optimise. `total_steps` is what runs; with packing it follows from `epochs` at start."""
 
     total_steps: int
     epochs: float | None = None
@@ -293,6 +293,12 @@ class RunFile(Document):
         """Digest of the whole document."""
         return digest(self.to_json())
 
+    @property
+    def joins_text(self) -> bool:
+        """Whether a supervised causal model reads plain text as one running text in blocks, from its own weights."""
+        kind = (self.objective.type, self.model.task)
+        return kind == (ObjectiveType.SUPERVISED, Task.CAUSAL_LM) and self.objective.pretrain is not None
+
     def inputs(self) -> list[Input]:
         """Everything that has to lie below WORK/inputs before a worker starts."""
         return [*self._models(), *self._data()]
@@ -385,6 +391,8 @@ class PreflightFile(Document):
     prompt_template: str | None = None
     pretrain_tokenizer: PretrainTokenizer | None = None
     random_windows: bool = False
+    joins_text: bool = False
+    """Whether a supervised causal model reads plain text as one running text in blocks."""
     output: Reference
     publish: RunPublish | None = None
     on_existing: OnExisting

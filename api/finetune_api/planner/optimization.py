@@ -20,9 +20,12 @@ from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import PREFERENCES, REINFORCEMENTS
 from finetune_api.planner.pretrain import draws_windows
 from finetune_api.planner.tuning import SOFT_PROMPTS
+from finetune_api.preflight import ModelFacts
 from finetune_api.runfile import RunEarlyStopping
 
 LARGE = 10**9  # parameters from which a model is short of memory on most GPUs
+NEVER_PACKED = frozenset({"bloom"})
+"""Model types that no way of the trainer's packing keeps records apart in. Of any other the trainer finds out at start."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Optimization:
 
 
 def optimization(
-    spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_cpu: bool, zero_stage: int
+    spec: FineTuneJobSpec, model: ModelFacts, ledger: Ledger, *, on_cpu: bool, zero_stage: int
 ) -> Optimization:
-    """How to optimise a model of that many parameters."""
+    """How to optimise the model."""
     hp = spec.hyperparameters or Hyperparameters()
     full = spec.tuning_type == TuningType.FULL
     paged = spec.tuning_type == TuningType.QLORA and zero_stage == 0
@@ -79,8 +82,8 @@ def optimization(
         attention=ledger.pick("model.attention", spec.model.attention, Attention.SDPA, "PyTorch's fused kernel"),
         max_grad_norm=ledger.pick(f"{path}.maxGradNorm", hp.max_grad_norm, 1.0, "the usual bound"),
         seed=ledger.pick(f"{path}.seed", hp.seed, 42, "fixed, so that a rerun repeats"),
-        gradient_checkpointing=_checkpointing(spec, parameters, ledger, on_cpu=on_cpu),
-        packing=_packing(spec, ledger),
+        gradient_checkpointing=_checkpointing(spec, model, ledger, on_cpu=on_cpu),
+        packing=_packing(spec, model.model_type, ledger),
         group_by_length=ledger.pick(f"{path}.groupByLength", hp.group_by_length, False, "the order stays random"),
         master_weights=ledger.pick(
             f"{path}.masterWeights", hp.master_weights, MasterWeights.FP32, "16-bit weights swallow small updates"
@@ -139,7 +142,7 @@ def _precision(hp: Hyperparameters, ledger: Ledger, *, on_cpu: bool) -> Precisio
     )
 
 
-def _checkpointing(spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on_cpu: bool) -> bool:
+def _checkpointing(spec: FineTuneJobSpec, model: ModelFacts, ledger: Ledger, *, on_cpu: bool) -> bool:
     hp = spec.hyperparameters or Hyperparameters()
     if spec.tuning_type == TuningType.PREFIX_TUNING:
         chosen, why = False, "PrefixTuning passes keys and values that recomputation would lose"
@@ -148,17 +151,20 @@ def _checkpointing(spec: FineTuneJobSpec, parameters: int, ledger: Ledger, *, on
     elif on_cpu:
         chosen, why = False, "memory is not short on a CPU"
     else:
-        chosen, why = parameters >= LARGE, "saves memory on models of a billion parameters or more"
+        chosen, why = model.parameters >= LARGE, "saves memory on models of a billion parameters or more"
     return ledger.pick("hyperparameters.gradientCheckpointing", hp.gradient_checkpointing, chosen, why)
 
 
-def _packing(spec: FineTuneJobSpec, ledger: Ledger) -> bool:
-    hp = spec.hyperparameters or Hyperparameters()
+def _packing(spec: FineTuneJobSpec, model_type: str, ledger: Ledger) -> bool:
+    hp, name = spec.hyperparameters or Hyperparameters(), "hyperparameters.packing"
+    if hp.packing and spec.objective_type != ObjectiveType.PRETRAIN and model_type in NEVER_PACKED:
+        ledger.state(name, False, f"off though asked for: packed records would see one another in a {model_type} model")
+        return False
     chosen, why = False, "each record keeps a row of its own"
     if spec.objective_type == ObjectiveType.PRETRAIN:
         windows = draws_windows(spec)
         chosen, why = not windows, "windows are full already" if windows else "text is packed into full blocks"
-    return ledger.pick("hyperparameters.packing", hp.packing, chosen, why)
+    return ledger.pick(name, hp.packing, chosen, why)
 
 
 def _early_stopping(hp: Hyperparameters, ledger: Ledger) -> RunEarlyStopping | None:

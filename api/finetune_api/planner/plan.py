@@ -41,7 +41,7 @@ def make_plan(
     Raises FinetuneError: UnsupportedField, InvalidSpec (settings that contradict each other), NoPoolFits (the message
     lists every pool and what it lacks).
     """
-    refused = support.unsupported(spec)
+    refused = support.unsupported(spec, described(preflight)[1].format)
     if refused:
         raise FinetuneError(
             "; ".join(item.message for item in refused), failure_class="UnsupportedField", field=refused[0].field
@@ -145,7 +145,7 @@ def _batch(
 ) -> Fit | str:
     model, data = described(preflight)
     ledger = Ledger()
-    chosen = optimization(spec, model.parameters, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
+    chosen = optimization(spec, model, ledger, on_cpu=pool.on_cpu, zero_stage=zero_stage)
     require_possible(spec, chosen, model, zero_stage=zero_stage, on_cpu=pool.on_cpu)
     length = settings.sequence_length(spec, data, model.max_positions, ledger)
     _require_length(spec, model, length)

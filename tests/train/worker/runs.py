@@ -83,7 +83,7 @@ def run_document() -> dict[str, Any]:
         },
         "hyperparameters": {
             "totalSteps": 4,
-            "epochs": 1,
+            "epochs": None,
             "learningRate": 1e-2,
             "schedule": "Linear",
             "warmupRatio": 0.0,

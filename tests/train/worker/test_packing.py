@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.planner.optimization import NEVER_PACKED
 from tests.train.worker.runs import Work, in_child, records, work_for
 
 KERNELS = ("eager", "sdpa")
@@ -203,9 +206,9 @@ def test_packed_records_give_the_gradient_of_single_ones(family: str) -> None:
     assert in_child(_packed_gradient, family) <= 1e-6
 
 
-def _packed(work: Work) -> Work:
+def _packed(work: Work, **hyperparameters: Any) -> Work:
     document = work.run.to_json()
-    document["hyperparameters"]["packing"] = True
+    document["hyperparameters"] |= {"packing": True, **hyperparameters}
     return Work(work.root, type(work.run).from_json(document))
 
 
@@ -221,6 +224,25 @@ def test_soft_prompts_are_trained_without_packing_and_the_report_says_why(tmp_pa
         "off: PromptTuning puts its tokens before a sequence, not before each of its records, so each sequence is one "
         "record"
     )
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_epochs_are_those_of_the_sequences_that_there_are(tmp_path: Path, family: str) -> None:
+    """The plan had one step; two epochs of the records, or of what they are packed into, take more."""
+    model = {"family": family}
+    work = _packed(work_for(tmp_path / "w", rows=records(24), model=model, totalSteps=1), epochs=2)
+    assert work.train() == [0], work.logged()
+    report = work.read("artifact/report.json")
+    trained = report["data"]["trainRecords"]
+    [sequences] = re.findall(rf"{trained} records in (\d+) sequences", report["data"]["packing"]) or [trained]
+    assert (int(sequences) < trained) == (family == "llama")
+    steps = math.ceil(int(sequences) / 4 * 2)
+    assert (report["training"]["steps"], report["training"]["plannedSteps"]) == (steps, steps)
+    assert work.read("state/progress.json")["totalSteps"] == steps > 1
+
+
+def test_the_planner_knows_which_of_these_models_cannot_be_packed(ways: dict[str, dict[str, Any]]) -> None:
+    assert {family for family in EXPECTED if ways[f"{family} sdpa"]["way"] is None} == NEVER_PACKED
 
 
 def test_two_ranks_pack_alike_and_the_sample_is_printed_with_its_mask(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_lora_on_experts_makes_their_weights_whole_without_quantisation_too() ->
     trained = 16 * 32 * 8 * (2 * 4096 + 3 * 14336)
     assert found[True].trainable_gib - found[False].trainable_gib == pytest.approx(trained * 16 / GIB, abs=0.011)
     job = spec(tuning={"type": "LoRA", "lora": {"experts": True}})
-    hp = optimization(job, 10**9, Ledger(), on_cpu=False, zero_stage=0)
+    hp = optimization(job, model_facts(10**9), Ledger(), on_cpu=False, zero_stage=0)
     assert shape_of(job, preflight(job), hp, 512, world_size=1, zero_stage=0, on_cpu=False).adapted_experts
 
 

@@ -296,7 +296,7 @@ def test_constants_that_are_not_quantised_too_take_half_a_bit() -> None:
     double = estimate(model, shape(QLORA)).weights_gib
     assert plain - double == pytest.approx((6.74e9 - 2 * 32000 * 4096) * (0.5 - 0.127) / 8 / GIB, abs=0.011)
     single = spec(tuning={"quantization": {"doubleQuant": False}})
-    hp = optimization(single, 10**9, Ledger(), on_cpu=False, zero_stage=0)
+    hp = optimization(single, model_facts(10**9), Ledger(), on_cpu=False, zero_stage=0)
     assert not shape_of(single, preflight(single), hp, 512, world_size=1, zero_stage=0, on_cpu=False).double_quant
 
 
@@ -307,7 +307,7 @@ def test_constants_that_are_not_quantised_too_take_half_a_bit() -> None:
 )
 def test_named_target_modules_tell_the_share_of_layers_with_an_adapter(names: list[str] | None, share: float) -> None:
     job = spec(tuning={"lora": {"targetModules": names}} if names else {})
-    hp = optimization(job, 10**9, Ledger(), on_cpu=False, zero_stage=0)
+    hp = optimization(job, model_facts(10**9), Ledger(), on_cpu=False, zero_stage=0)
     found = shape_of(job, preflight(job), hp, 512, world_size=1, zero_stage=0, on_cpu=False)
     assert found.adapted_share == pytest.approx(share)
 

@@ -285,6 +285,19 @@ def test_generated_tokens_count_for_the_sequence_and_iterations_for_the_steps() 
     assert run.total_steps == 9 * 3
 
 
+def test_a_model_that_cannot_be_packed_is_planned_without_and_counts_its_records() -> None:
+    job = values.spec(hyperparameters={"packing": True, "epochs": 1, "globalBatchSize": 10}, tuning={"type": "LoRA"})
+    data = values.data_facts(rows=1000)
+    falcon, bloom = (
+        values.plan(job, model=values.small_model(model_type=kind), data=data) for kind in ("falcon", "bloom")
+    )
+    assert falcon.run.hyperparameters.packing and not bloom.run.hyperparameters.packing
+    held_out = 1 - (bloom.run.dataset.validation_fraction or 0)
+    assert falcon.run.hyperparameters.total_steps < bloom.run.hyperparameters.total_steps == round(1000 * held_out / 10)
+    [setting] = [found for found in bloom.plan.settings if found.name == "hyperparameters.packing"]
+    assert (setting.value, "would see one another in a bloom model" in setting.reason) == (False, True)
+
+
 def test_a_metric_for_the_best_step_keeps_the_best_one_and_has_to_be_measured() -> None:
     job = values.spec(checkpoint={"bestMetric": "tokenAccuracy"})
     kept = values.plan(job).run.checkpoint

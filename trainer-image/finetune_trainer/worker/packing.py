@@ -8,6 +8,7 @@ mask; where all of them leak, records are not packed, and the settings say why.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +84,18 @@ def _arranged(run: RunFile, data: Encoded, proof: Proof) -> Encoded:
         f"{packed.fill:.0%} of the longest on average"
     )
     return replace(data, train=packed, isolation=proof.isolation, stats=replace(data.stats, packing=said))
+
+
+def with_steps_of(run: RunFile, data: Encoded) -> RunFile:
+    """run with as many steps as its epochs take of the sequences that there are.
+
+    The planner knows how many tokens there are, not how well records fill a sequence, nor whether they can be packed.
+    """
+    hp = run.hyperparameters
+    if not hp.packing or hp.epochs is None or method(run) is ObjectiveType.PRETRAIN:
+        return run
+    steps = max(1, math.ceil(len(data.train) / run.global_batch_size * hp.epochs))
+    return run.model_copy(update={"hyperparameters": hp.model_copy(update={"total_steps": steps})})
 
 
 def prove_isolation(folders: Sequence[Path], attention: str, dtype: torch.dtype, device: torch.device) -> Proof:

@@ -43,6 +43,7 @@ class Outcome:
     parameters: dict[str, Any]
     history: list[dict[str, Any]]
     step: int
+    planned_steps: int
     kept_step: int
     stopped_early: bool
     tokens: int
@@ -66,6 +67,7 @@ class Outcome:
             parameters=parameter_shares(engine.model),
             history=[line for entry in engine.state.log_history if (line := metrics_line(entry))],
             step=engine.state.global_step,
+            planned_steps=engine.supervision.total_steps,
             kept_step=kept_step,
             stopped_early=carry.stopped_early,
             tokens=carry.tokens,
@@ -158,7 +160,7 @@ def _training(run: RunFile, outcome: Outcome) -> dict[str, Any]:
     seconds = outcome.train_seconds
     return {
         "steps": outcome.step,
-        "plannedSteps": run.hyperparameters.total_steps,
+        "plannedSteps": outcome.planned_steps,
         "stoppedEarly": outcome.stopped_early,
         "publishedStep": outcome.kept_step,
         "bestMetric": run.checkpoint.best_metric,

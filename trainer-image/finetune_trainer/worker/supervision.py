@@ -50,6 +50,11 @@ class Supervision:
     zero_stage: int
     guards: GuardState
 
+    def run_to(self, total_steps: int) -> None:
+        """The run has that many steps, now that its data is known."""
+        self.total_steps = total_steps
+        self.progress.update(total_steps=total_steps)
+
     def stop_asked(self) -> bool:
         """Whether the agent asks this node to stop."""
         return self.work.stop_file.exists()

@@ -32,7 +32,7 @@ from finetune_trainer.worker.guards import LossGuard, in_force
 from finetune_trainer.worker.heartbeat import Heartbeat
 from finetune_trainer.worker.log import Log
 from finetune_trainer.worker.objectives import make_objective, objective_class
-from finetune_trainer.worker.packing import arrange_packing
+from finetune_trainer.worker.packing import arrange_packing, with_steps_of
 from finetune_trainer.worker.progress import Progress
 from finetune_trainer.worker.publish import publish
 from finetune_trainer.worker.ranks import Ranks
@@ -58,6 +58,8 @@ def train(run: RunFile, work: WorkDir, ranks: Ranks, heartbeat: Heartbeat, log: 
         tokenizer = prepare_tokenizer(run, work)
         data = load_dataset(run, work.inputs, tokenizer, beat=lambda: read_on(supervision))
         data = arrange_packing(run, data, work.inputs, ranks)
+        run = with_steps_of(run, data)
+        supervision.run_to(run.hyperparameters.total_steps)
         resume.require_same_steps(supervision.carry, step_records=run.global_batch_size, epoch_records=len(data.train))
         announce(run, data, ranks, log)
         engine = build_engine(run, supervision, data, tokenizer)
