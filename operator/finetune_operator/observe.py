@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
@@ -146,14 +146,21 @@ def _is_stale(event: Body, now: datetime) -> bool:
     return event.get("reason") == "FailedMount" and now - parse_time(seen) > OLDEST_MOUNT_WARNING
 
 
-async def _unreachable(kube: Kube, pods: Iterable[PodView], now: datetime, config: Config) -> frozenset[str]:
-    """Nodes that are gone or not ready, among those with a pod that should be gone by now."""
+async def _unreachable(kube: Kube, pods: Sequence[PodView], now: datetime, config: Config) -> frozenset[str]:
+    """Nodes that are gone or not ready, among those with a pod that should be gone by now or whose gang has failed."""
     grace = timedelta(seconds=config.node_lost_seconds)
-    overdue = {
-        pod.node for pod in pods if pod.node and pod.deletion_time is not None and now > pod.deletion_time + grace
+    failed = {pod.job_uid for pod in pods if pod.phase == "Failed"}
+    suspects = {
+        pod.node
+        for pod in pods
+        if pod.node
+        and (
+            (pod.deletion_time is not None and now > pod.deletion_time + grace)
+            or (pod.job_uid in failed and not pod.over)
+        )
     }
-    ready = await asyncio.gather(*(_is_ready(kube, node) for node in sorted(overdue)))
-    return frozenset(node for node, is_ready in zip(sorted(overdue), ready, strict=True) if not is_ready)
+    ready = await asyncio.gather(*(_is_ready(kube, node) for node in sorted(suspects)))
+    return frozenset(node for node, is_ready in zip(sorted(suspects), ready, strict=True) if not is_ready)
 
 
 async def _is_ready(kube: Kube, name: str) -> bool:

@@ -131,7 +131,8 @@ class Obstacle:
 class Snapshot:
     """Everything that `decide` may look at, the time included.
 
-    unreachable_nodes: nodes that are gone or not ready, among those that hold a pod past its grace period.
+    unreachable_nodes: nodes that are gone or not ready, among those that hold a pod past its grace period or one of a
+        gang of which another pod has failed.
     obstacles: what stood in the way of this reconcile's own actions.
     named_jobs: the FineTuneJobs that the spec names and that exist, while they still have to be looked at.
     """

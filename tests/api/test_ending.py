@@ -122,6 +122,25 @@ def test_one_pod_of_a_gang_ends_the_whole_attempt(tenant: Tenant) -> None:
     )
 
 
+def test_a_node_that_is_lost_under_a_gang_costs_no_retry_though_the_other_node_hung_and_its_pod_is_gone(
+    cluster: LocalCluster, tenant: Tenant
+) -> None:
+    spec = {"retry": {"maxFailures": 0}, "resources": {"pool": "a100-40", "gpus": 8, "nodes": 2}}
+    pods = tenant.start("faq", count=2, **spec)
+    tenant.wait("faq", is_true("Training"))
+    node = pods[1]["spec"]["nodeName"]
+    cluster.nodes.lose(node)
+    try:
+        tenant.fails(pods[0], "Hang", "rank 0 made no step for 60 s")
+        tenant.wait("faq", lambda status: status.get("current", {}).get("avoidNode") == node)
+    finally:
+        cluster.nodes.recover(node)  # it has restarted, and its kubelet ends the pod that the Job controller deleted
+    status = tenant.wait("faq", lambda status: status.get("attempts"))
+    assert outcomes(tenant) == [(1, "NodeLost")]
+    assert status["attempts"][0]["avoidNode"] == node
+    assert (status["interruptions"], status.get("failures")) == (1, None)
+
+
 def test_a_lost_node_is_avoided_by_the_next_attempt(cluster: LocalCluster, tenant: Tenant) -> None:
     [pod] = tenant.start("faq", resources={"pool": "a100-80", "gpus": 8})
     tenant.wait("faq", is_true("Training"))

@@ -105,13 +105,13 @@ RUNBOOKS = {
         again=NOT_BY_ITSELF,
     ),
     "CredentialsRejected": Runbook(
-        symptom="Storage or hub answered that the keys are wrong, expired, or not allowed to do what the run needs.",
+        symptom="Storage or hub answered that the keys are wrong, expired, or not allowed to do what the run needs. A run "
+        "that trains ends with it once every upload of a checkpoint has been refused for ten minutes.",
         look=(FAILURE, PREFLIGHT_LOG, SECRET_KEYS),
         causes=(
             "Keys of another account or endpoint, or with a line break at their end.",
             "A session token that has expired.",
             "Keys that may read, while the output needs writing and deleting too.",
-            "A clock that is minutes off on the node or the storage: signatures are then refused.",
         ),
         act=(
             "Try the same keys against the same endpoint from your own machine.",

@@ -15,7 +15,7 @@ from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.documents import SUCCEEDED, read_termination
 from finetune_operator.decide.draft import Draft
-from finetune_operator.decide.evidence import cause_of_failure
+from finetune_operator.decide.evidence import cause_of_failure, lost_node
 from finetune_operator.decide.history import Known
 from finetune_operator.snapshot import ChildJob
 
@@ -33,7 +33,9 @@ def finished(draft: Draft, current: Current, child: ChildJob) -> None:
     elif current.stop_reason is not None:
         close(draft, current, stop_cause(draft, current))
     else:
-        close(draft, current, cause_of_failure(child, draft.seen.pods_of(child.uid)))
+        pods = draft.seen.pods_of(child.uid)
+        node_lost = current.avoid_node or lost_node(pods, draft.seen.unreachable_nodes)
+        close(draft, current, cause_of_failure(child, pods, node_lost))
 
 
 def close(draft: Draft, current: Current, cause: Cause) -> None:
@@ -48,7 +50,7 @@ def close(draft: Draft, current: Current, cause: Cause) -> None:
         return
     row = TABLE[cause.failure_class]
     if row.fault == Fault.INTERRUPTION:
-        _interrupted(draft, cause, new_checkpoint=_is_new(draft, known))
+        _interrupted(draft, cause, in_vain=_in_vain(draft, known))
     elif row.waits_for_room:
         _again(draft, cause, "no retry is used up", nth=history.tries_without_room(draft.seen.status.attempts))
     else:
@@ -111,14 +113,21 @@ def _node_to_avoid(current: Current, cause: Cause) -> str | None:
     return cause.node if row is not None and row.avoids_node else None
 
 
-def _is_new(draft: Draft, known: Known) -> bool:
-    before = max(history.saved_step(draft.seen.status.attempts), known.resumed_from_step or -1)
-    return known.checkpoint_step is not None and known.checkpoint_step > before
+def _in_vain(draft: Draft, known: Known) -> int:
+    """How many interruptions in a row there were since the newest checkpoint, the one before this attempt included."""
+    in_vain = draft.status.interruptions_without_checkpoint or 0
+    saved, resumed = history.saved_step(draft.seen.status.attempts), known.resumed_from_step
+    before = max((step for step in (saved, resumed) if step is not None), default=-1)
+    if known.checkpoint_step is not None and known.checkpoint_step > before:
+        return 0
+    if saved is not None and resumed is not None and resumed > saved:
+        return min(in_vain, 1)  # an attempt before stored it in its last moments, when nobody asked it any more
+    return in_vain
 
 
-def _interrupted(draft: Draft, cause: Cause, *, new_checkpoint: bool) -> None:
+def _interrupted(draft: Draft, cause: Cause, *, in_vain: int) -> None:
     status = draft.status
-    in_a_row = 1 if new_checkpoint else (status.interruptions_without_checkpoint or 0) + 1
+    in_a_row = in_vain + 1
     if cause.failure_class == guarding.ROLLED_BACK and status.endings[cause.failure_class] <= MAX_GUARD_DECISIONS:
         in_a_row = 0  # a decision of a guard is progress: the next attempt runs with other settings
     draft.set(interruptions=(status.interruptions or 0) + 1, interruptions_without_checkpoint=in_a_row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from finetune_api.failures import by_exit_code
@@ -14,6 +14,10 @@ from finetune_operator.snapshot import ChildJob, PodView
 
 # What follows from another pod's end, and so never is the cause where there is another.
 CONSEQUENCES = ("CollectiveFailed", "Stopped")
+# What the others say where a node is lost: a machine that dies resets no connection, so that they fall silent and hang
+# long before Kubernetes gives its pod up. The lost node says nothing at all.
+_SAID_BY_OTHERS = ("Hang", *CONSEQUENCES)
+_BY_CLUSTER = ("Evicted", "NodeLost")
 _LOST_NODE = ("DeletionByTaintManager", "DeletionByPodGC")
 # The kubelet ended the pod for reasons of its own: node pressure, a critical pod, a node that shuts down, a time limit
 # that some policy of the cluster set on the pod (this operator sets none on trainers).
@@ -24,19 +28,50 @@ _REFUSED_BY_NODE = re.compile(r"OutOf|NodeAffinity|TopologyAffinityError|NodeShu
 _LOST_SIGHT = ("ContainerStatusUnknown", "Unknown")
 _NOT_STARTED = ("StartError", "ContainerCannotRun")
 _DISK = re.compile(r"ephemeral[- ](local )?storage|emptydir", re.IGNORECASE)
+_DISRUPTED = "DisruptionTarget"  # the condition that the Job's failure policy quotes
 _EXIT_CODE = re.compile(r"failed with exit code (\d{1,3})\b")
 _END_OF_TIME = datetime.max.replace(tzinfo=UTC)
 _LAST_WORDS = 300
 
 
-def cause_of_failure(job: ChildJob, pods: Sequence[PodView]) -> Cause:
-    """The first cause among the pods; without pods, what the Job says about them."""
+def cause_of_failure(job: ChildJob, pods: Sequence[PodView], node_lost: str | None = None) -> Cause:
+    """The first cause among the pods; without pods, what the Job says about them.
+
+    Where a pod only says what others say of a lost node, the cause is what the cluster did to any of them, whenever
+    that was. node_lost: the node that was lost under the attempt, as far as `lost_node` ever told.
+    """
     ended = sorted((pod for pod in pods if pod.over or pod.ended), key=lambda pod: pod.exit_time or _END_OF_TIME)
     causes = [found for pod in ended if (found := _cause_in(pod)) is not None]
-    for found in causes:
-        if found.failure_class not in CONSEQUENCES:
-            return found
-    return causes[0] if causes else _cause_in_job(job)
+    told = [found for found in causes if found.failure_class not in CONSEQUENCES] or causes
+    first = told[0] if told else _cause_in_job(job)
+    if first.failure_class in _SAID_BY_OTHERS:
+        return _done_by_cluster(job, causes, node_lost) or first
+    return first
+
+
+def lost_node(pods: Sequence[PodView], unreachable: Collection[str]) -> str | None:
+    """The node that was lost under one of the pods, by the pod's own status or because it is not ready under it.
+
+    To be asked while the pods are there. One that is missing when the Job has failed tells nothing: the Job controller
+    deletes the other pods of a Job that fails, and they are gone as soon as they have ended, on a good node too.
+    """
+    for pod in pods:
+        if pod.over or pod.ended:
+            cause = _cause_in(pod)
+            if cause is not None and cause.failure_class == "NodeLost":
+                return pod.node
+        elif pod.node in unreachable:
+            return pod.node
+    return None
+
+
+def _done_by_cluster(job: ChildJob, causes: Sequence[Cause], node_lost: str | None) -> Cause | None:
+    found = next((cause for cause in causes if cause.failure_class in _BY_CLUSTER), None)
+    if found is None and node_lost is not None:
+        return Cause("NodeLost", f"node {node_lost} was lost while a pod of the attempt was on it", node=node_lost)
+    if found is None and _DISRUPTED in job.message:
+        return _cause_in_job(job)
+    return found
 
 
 def _cause_in(pod: PodView) -> Cause | None:
@@ -88,7 +123,7 @@ def _cause_in_job(job: ChildJob) -> Cause:
     message = clean(job.message)
     if job.reason == "DeadlineExceeded":
         return Cause("Hang", f"Job {job.name} did not end in time: {message}")
-    if "DisruptionTarget" in message:
+    if _DISRUPTED in message:
         return Cause("Evicted", message)
     if found := _EXIT_CODE.search(message):
         return Cause(by_exit_code(int(found.group(1))).name, message)

@@ -107,17 +107,17 @@ def nodes_to_avoid(attempts: Sequence[AttemptRecord]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def saved_step(attempts: Sequence[AttemptRecord]) -> int:
-    """The step that the last attempt of which it is known left behind as a checkpoint; -1 without one.
+def saved_step(attempts: Sequence[AttemptRecord]) -> int | None:
+    """The step that the last attempt of which it is known left behind as a checkpoint; -1 if it left none.
 
-    Not the highest of all: a guard may have gone back behind it.
+    Not the highest of all: a guard may have gone back behind it. None where it is known of no attempt.
     """
     for entry in reversed(attempts):
         steps = [step for step in (entry.checkpoint_step, entry.resumed_from_step) if step is not None]
         # Steps of an attempt that went on from nothing and saved nothing, or a guard went back to the beginning.
         if steps or entry.step or entry.outcome == ROLLED_BACK:
             return max(steps, default=-1)
-    return -1
+    return None
 
 
 def _times(draft: Draft, current: Current, outcome: str, known: Known) -> goodput.AttemptTime:

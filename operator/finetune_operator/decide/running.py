@@ -11,6 +11,7 @@ from finetune_operator.decide import guarding, speed, stopping
 from finetune_operator.decide.cause import Cause
 from finetune_operator.decide.conditions import FALSE, TRUE
 from finetune_operator.decide.draft import Draft
+from finetune_operator.decide.evidence import lost_node
 from finetune_operator.decide.obstacles import why_not_running
 from finetune_operator.decide.pods import is_lost
 from finetune_operator.snapshot import ChildJob, PodView
@@ -27,6 +28,7 @@ def watch(draft: Draft, current: Current, child: ChildJob) -> None:
     if lost is not None:
         _stop_for_lost_node(draft, current, lost)
         return
+    current = _remember_lost_node(draft, current, pods)
     _mark_scheduled(draft, pods, plan.nodes)
     if any(pod.deletion_time is not None for pod in pods):
         draft.look(draft.config.poll_seconds)
@@ -37,6 +39,15 @@ def watch(draft: Draft, current: Current, child: ChildJob) -> None:
     _note_times(draft, current, pods, plan.nodes)
     _mark_checkpoint(draft, current)
     guarding.tell(draft, current)
+
+
+def _remember_lost_node(draft: Draft, current: Current, pods: Sequence[PodView]) -> Current:
+    """Writes down that a node is lost: its pod may be gone when the Job has failed, and the node may be back."""
+    if current.avoid_node is not None or (node := lost_node(pods, draft.seen.unreachable_nodes)) is None:
+        return current
+    current = current.model_copy(update={"avoid_node": node})
+    draft.set(current=current)
+    return current
 
 
 def _note_times(draft: Draft, current: Current, pods: Sequence[PodView], nodes: int) -> None:

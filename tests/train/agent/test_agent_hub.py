@@ -15,6 +15,7 @@ from tests.train.sources.hub_server import HubServer, Repository
 
 TOKEN = "hf_a-token-that-may-write"
 REPOSITORY = "team-a/faq"
+DEAD = "http://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_refused_token_is_said_and_the_artifact_is_kept(make_agent, publishing
 
 def test_the_next_attempt_publishes_what_a_silent_hub_did_not_take(make_agent, publishing, hub, output) -> None:
     run = publishing()
-    silent = {**environment(hub), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    silent = {**environment(hub), "HF_ENDPOINT": DEAD}
     first = make_agent(run, does={"steps": 2}, environment=silent)
     assert first.execute() == 86
     assert first.message.outcome == "StorageUnavailable"
@@ -88,6 +89,17 @@ def test_the_next_attempt_publishes_what_a_silent_hub_did_not_take(make_agent, p
     assert second.execute() == 0, second.out + second.err
     assert second.events("workers started") == []
     assert json.loads(hub.repositories[REPOSITORY].files["adapter.json"])["step"] == 2
+
+
+def test_a_published_file_with_another_hash_goes_to_no_hub(make_agent, publishing, hub, output) -> None:
+    run = publishing()
+    assert make_agent(run, does={"steps": 2}, environment={**environment(hub), "HF_ENDPOINT": DEAD}).execute() == 86
+    weights = output / "adapter/adapter.json"
+    weights.write_bytes(weights.read_bytes().replace(b'"step": 2', b'"step": 9'))
+    second = make_agent(run, attempt=1, environment=environment(hub))
+    assert second.execute() == 87
+    assert "adapter.json was altered: its SHA-256 is not the one that was written" in second.message.message
+    assert REPOSITORY not in hub.repositories
 
 
 def test_large_files_and_repetition(publishing, hub, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,34 @@ def test_training_outlives_an_outage_of_the_storage(make_agent, s3, s3_run, keys
     assert agent.message.checkpoint_step == 60
 
 
+def test_a_refusal_that_lasts_ends_the_run_while_little_is_lost(make_agent, s3, s3_run, keys) -> None:
+    does = {"steps": 100_000, "save_every": 5, "step_seconds": 0.1}
+    agent = make_agent(s3_run, environment=keys, does=does, arguments=("--storage-seconds", "1")).start()
+    agent.wait_for_event("checkpoint stored")
+    s3.admin("update-user", "--access", "team-a", "--secret", "rotated")
+    assert agent.finish() == 69, agent.out + agent.err
+    message = agent.message
+    assert (message.outcome, message.field) == ("CredentialsRejected", "spec.credentials")
+    assert message.checkpoint_step == agent.events("checkpoint stored")[-1]["step"]
+    assert "SignatureDoesNotMatch: the secret key is wrong" in message.message
+    assert "Training ended because the storage refused every upload for " in message.message
+    assert message.message.endswith(f" s; the checkpoint of step {message.checkpoint_step} is stored.")
+
+
+def test_a_refusal_that_ends_in_time_costs_nothing(make_agent, s3, s3_run, keys) -> None:
+    """It begins in mid-run and lasts until the artifact is to be published."""
+    agent = make_agent(s3_run, environment=keys, does={"steps": 30, "save_every": 5, "step_seconds": 0.1}).start()
+    agent.wait_for_event("checkpoint stored")
+    s3.admin("update-user", "--access", "team-a", "--secret", "rotated")
+    agent.wait_for_event("checkpoint upload failed")
+    agent.wait_for_event("publishing failed")
+    s3.admin("update-user", "--access", "team-a", "--secret", s3.users["team-a"])
+    assert agent.finish() == 0, agent.out + agent.err
+    assert agent.message.checkpoint_step == 30
+    stored = s3.data / "team-a" / "models" / "faq"
+    assert json.loads((stored / "adapter" / "adapter.json").read_text())["step"] == 30
+
+
 def test_resume_takes_the_newest_checkpoint_that_is_whole(make_agent, output) -> None:
     first = make_agent(does={"steps": 10_000, "save_every": 3, "step_seconds": 0.2}).start()
     first.wait_for(lambda: len(first.events("checkpoint stored")) >= 2)

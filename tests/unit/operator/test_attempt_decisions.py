@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from finetune_api.documents import TerminationMessage
 from finetune_api.status import ConditionType, Current, FineTuneJobStatus, Progress, State
 from finetune_operator.actions import Create, Delete
 from finetune_operator.decide import decide
 from finetune_operator.snapshot import Obstacle, Snapshot
-from tests.unit.operator.builders import CONFIG, a_job, a_pod, a_pool, a_snapshot, a_spec, an_attempt, later
+from tests.unit.operator.builders import CONFIG, a_job, a_pod, a_pool, a_snapshot, a_spec, an_attempt, ended, later
 from tests.unit.operator.world import World
 
 TWO_NODES = a_spec(resources={"nodes": 2, "gpus": 1})
@@ -129,6 +130,32 @@ def test_a_pod_stuck_on_a_node_that_does_not_answer_means_that_the_node_is_lost(
     ).status
     assert [(r.outcome, r.avoid_node) for r in closed.attempts] == [("NodeLost", "node-1")]
     assert closed.interruptions == 1
+
+
+HUNG = TerminationMessage(outcome="Hang", message="rank 0 made no step").encode().decode()
+
+
+def test_a_node_that_was_lost_under_a_gang_uses_up_no_retry_though_its_pod_is_gone_and_the_others_hung() -> None:
+    hung = ended(a_pod(index=0), 84, HUNG)
+    silent = a_pod(index=1, deletion_time=later(120))  # the Job controller ends the rest of the gang
+    seen = decide(look(pods=(hung, silent), unreachable_nodes=frozenset({"node-1"}), now=later(61)), CONFIG).status
+    assert seen.current is not None
+    assert (seen.current.avoid_node, seen.current.stop_reason) == ("node-1", None)
+    failed = an_attempt(finished="Failed", reason="PodFailurePolicy", message="exit code 84")
+    closed = decide(look(status=seen, attempts=(failed,), pods=(hung,), now=later(100)), CONFIG).status
+    assert [(entry.outcome, entry.avoid_node) for entry in closed.attempts] == [("NodeLost", "node-1")]
+    assert (closed.failures, closed.interruptions) == (None, 1)
+
+
+def test_a_gang_that_hung_on_nodes_that_answer_has_hung() -> None:
+    hung = ended(a_pod(index=0), 84, HUNG)
+    seen = decide(look(pods=(hung, a_pod(index=1, deletion_time=later(120))), now=later(61)), CONFIG).status
+    assert seen.current is not None and seen.current.avoid_node is None
+    failed = an_attempt(finished="Failed", reason="PodFailurePolicy", message="exit code 84")
+    for left in ((hung,), (hung, ended(a_pod(index=1), 137, exit_reason="Error"))):
+        closed = decide(look(status=seen, attempts=(failed,), pods=left, now=later(100)), CONFIG).status
+        assert [(entry.outcome, entry.avoid_node) for entry in closed.attempts] == [("Hang", None)]
+        assert closed.failures == 1
 
 
 def test_later_attempts_avoid_a_lost_node() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from finetune_api.documents import TerminationMessage
 from finetune_api.failures import TABLE, Fault
-from finetune_operator.decide.evidence import cause_of_failure
+from finetune_operator.decide.evidence import cause_of_failure, lost_node
+from finetune_operator.snapshot import PodView
 from tests.unit.operator.builders import a_pod, an_attempt, ended, later
 
 JOB = an_attempt(finished="Failed", reason="PodFailurePolicy")
@@ -129,6 +130,75 @@ def test_the_first_of_two_causes_counts() -> None:
     first = ended(a_pod(index=1), 83, message("NonFiniteLoss"), exit_time=later(10))
     second = ended(a_pod(index=0), 101, message("Internal"), exit_time=later(11))
     assert cause_of_failure(JOB, [second, first]).failure_class == "NonFiniteLoss"
+
+
+HANG = ended(a_pod(index=0), 84, message("Hang", "rank 0 made no step"), exit_time=later(10))
+CONTACT = ended(a_pod(index=0), 85, message("CollectiveFailed", "contact was lost"), exit_time=later(10))
+GONE = ended(a_pod(index=1), 137, disruption="DeletionByPodGC", exit_time=later(40))
+
+
+@pytest.mark.parametrize("survivor", [HANG, CONTACT])
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (GONE, "NodeLost"),
+        (a_pod(index=1, phase="Failed", disruption="DeletionByPodGC"), "NodeLost"),
+        (ended(a_pod(index=1), 137, exit_reason="ContainerStatusUnknown", exit_time=later(300)), "NodeLost"),
+        (ended(a_pod(index=1), 143, disruption="PreemptionByScheduler", exit_time=later(40)), "Evicted"),
+    ],
+)
+def test_what_the_cluster_did_to_a_pod_explains_the_silence_that_the_others_saw_first(
+    survivor: PodView, other: PodView, expected: str
+) -> None:
+    found = cause_of_failure(JOB, [survivor, other])
+    assert (found.failure_class, found.node) == (expected, "node-1")
+    assert not TABLE[expected].counted
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "outcome"), [(65, "DataInvalid"), (80, "OutOfGpuMemory"), (81, "OutOfHostMemory"), (101, "Internal")]
+)
+def test_a_lost_node_does_not_hide_a_failure_of_another_pod(exit_code: int, outcome: str) -> None:
+    failed = ended(a_pod(index=0), exit_code, message(outcome), exit_time=later(10))
+    assert cause_of_failure(JOB, [failed, GONE]).failure_class == outcome
+    assert cause_of_failure(JOB, [failed], "node-1").failure_class == outcome
+
+
+def test_a_lost_node_that_was_seen_is_the_cause_also_when_its_pod_is_gone() -> None:
+    found = cause_of_failure(JOB, [HANG], "node-1")
+    assert (found.failure_class, found.node) == ("NodeLost", "node-1")
+    assert found.message == "node node-1 was lost while a pod of the attempt was on it"
+
+
+def test_the_others_silence_is_a_hang_where_nothing_was_done_to_them() -> None:
+    stopped = ended(a_pod(index=1), 100, message("Stopped"), exit_time=later(12))
+    killed = ended(a_pod(index=1), 137, exit_reason="Error", exit_time=later(70))
+    for others in ([], [stopped], [killed], [a_pod(index=1, deletion_time=later(70))]):
+        assert cause_of_failure(JOB, [HANG, *others]).failure_class == "Hang", others
+
+
+def test_the_job_still_tells_of_a_disruption_when_the_disrupted_pod_is_gone() -> None:
+    text = "Pod team-a/faq-0a1b2-1-1-x has condition DisruptionTarget matching FailJob rule at index 0"
+    job = an_attempt(finished="Failed", reason="PodFailurePolicy", message=text)
+    found = cause_of_failure(job, [HANG])
+    assert (found.failure_class, found.message) == ("Evicted", text)
+    data = ended(a_pod(), 65, message("DataInvalid"))
+    assert cause_of_failure(job, [data]).failure_class == "DataInvalid"
+
+
+@pytest.mark.parametrize(
+    ("other", "unreachable", "expected"),
+    [
+        (GONE, [], "node-1"),
+        (a_pod(index=1), ["node-1"], "node-1"),
+        (a_pod(index=1), [], None),
+        (ended(a_pod(index=1), 100, message("Stopped")), ["node-1"], None),
+    ],
+)
+def test_a_lost_node_is_known_by_its_pod_or_by_its_silence_under_it(
+    other: PodView, unreachable: list[str], expected: str | None
+) -> None:
+    assert lost_node([HANG, other], unreachable) == expected
 
 
 @pytest.mark.parametrize(

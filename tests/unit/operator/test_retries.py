@@ -163,11 +163,43 @@ def test_a_checkpoint_that_was_only_taken_up_is_no_progress() -> None:
     assert status.interruptions == 5
 
 
+def cut_off_at(steps: list[int | None]) -> FineTuneJobStatus:
+    """Lives that are cut off without last words. Of each the poller saw at most where it began, and no save."""
+    world = World(a_job(PATIENT), run_seconds=1000)
+    for number, resumed in enumerate(steps, start=1):
+        world.run(lambda w: w.job.status.state == State.TRAINING)
+        seen = progress(attempt=number, resumed_from_step=resumed, checkpoint_step=resumed)
+        world.job = replace(world.job, status=world.job.status.model_copy(update={"progress": seen}))
+        world.delete_job(f"faq-0a1b2-{number}")
+        world.run(
+            lambda w, number=number: len(w.job.status.attempts) == min(number, 5) and w.job.status.current is None
+        )
+        world.reconcile()
+    return world.job.status
+
+
+def test_a_checkpoint_that_only_the_next_attempt_found_is_progress_of_the_one_before() -> None:
+    on_and_on = cut_off_at([None, 5, 10, 15, 20, 25, 30])
+    assert (on_and_on.state, on_and_on.interruptions) == (State.RETRYING, 7)
+    assert on_and_on.interruptions_without_checkpoint == 2, "the last two lives: nobody knows of a save in them"
+    assert cut_off_at([None, None, None, 5]).interruptions_without_checkpoint == 2
+    assert cut_off_at([5, 5, 5, 5]).interruptions_without_checkpoint == 4
+    assert cut_off_at([None, None, None, 5, 5, 5]).state == State.RETRYING
+    stuck = cut_off_at([None, None, None, 5, 5, 5, 5])
+    assert stuck.failure is not None and stuck.failure.failure_class == "NoProgress"
+
+
+def test_an_earlier_jobs_checkpoint_is_no_progress_of_this_one() -> None:
+    status = lived("Evicted", words={"resumed_from_step": 40, "checkpoint_step": 40})
+    assert (status.state, status.interruptions) == (State.FAILED, 5)
+
+
 def test_a_checkpoint_behind_one_that_a_guard_gave_up_is_progress() -> None:
     def saved(checkpoint: int | None, resumed: int | None) -> AttemptRecord:
         return entry("Evicted").model_copy(update={"checkpoint_step": checkpoint, "resumed_from_step": resumed})
 
-    assert saved_step([]) == -1
+    assert saved_step([]) is None
+    assert saved_step([entry("Evicted")]) is None
     assert saved_step([saved(50, 10)]) == 50
     assert saved_step([saved(50, 10), saved(30, 20)]) == 30, "the run went back behind step 50"
     assert saved_step([saved(50, 10), saved(None, 20)]) == 20

@@ -291,6 +291,7 @@ class Attempt:
             keep_back=guarding.farthest_rollback(run),
             nodes=run.resources.nodes,
             nodes_seconds=self._settings.peer_seconds,
+            storage_seconds=self._settings.storage_seconds,
         )
         uploader = CheckpointUploader(
             self._work, self._writer, policy, self._board, self._metrics, self._start_board, self._log

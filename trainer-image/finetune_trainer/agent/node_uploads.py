@@ -38,14 +38,14 @@ class NodeUploads(threading.Thread):
         self._log = log
         self._turn = threading.Lock()
         self._done: int | None = None
-        self.superseded: Superseded | None = None
-        """Set once a newer attempt owns the output: nothing is stored any more."""
+        self.fatal: Superseded | None = None
+        """Why the attempt has to end: a newer one owns the output, and nothing is stored any more."""
         self.last_seconds = 0.0
         """How long the last upload took."""
 
     def run(self) -> None:
         """Until the process ends, or a newer attempt has taken over."""
-        while self.superseded is None:
+        while self.fatal is None:
             time.sleep(_POLL_SECONDS)
             self._follow()
 
@@ -55,7 +55,7 @@ class NodeUploads(threading.Thread):
         The workers have ended.
         """
         silent = 0
-        while silent < _TRIES and self.superseded is None:
+        while silent < _TRIES and self.fatal is None:
             newest = max((ready.step for ready in self._work.ready_checkpoints()), default=None)
             told = self._follow(ended=True)
             silent = 0 if told is not None else silent + 1
@@ -90,7 +90,7 @@ class NodeUploads(threading.Thread):
             elif ready and max(ready) > step:  # checkpoints are made in the order of their steps
                 self._give_up(step, "it has made a later checkpoint, but none of this step")
         except Superseded as error:
-            self.superseded = error
+            self.fatal = error
         except (FinetuneError, OSError) as error:
             self._log.warning("checkpoint upload failed", step=step, error=str(error), retry_seconds=_RETRY_SECONDS)
             time.sleep(_RETRY_SECONDS)

@@ -15,6 +15,7 @@ from finetune_trainer.agent.guarding import Change
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.workdir import Result, WorkDir, read_json, write_whole
 from finetune_trainer.sources import Reach, resolve_access
+from finetune_trainer.store import files
 from finetune_trainer.store.artifacts import read_artifact
 from finetune_trainer.store.checkpoints import restore, start_attempt, survey
 from finetune_trainer.store.claims import OnExisting, claim_output
@@ -90,12 +91,10 @@ def published_result(store: ObjectStore, prefix: str, run: RunFile) -> Result | 
 
 
 def download_artifact(store: ObjectStore, prefix: str, folder: Path) -> None:
-    """The published files below prefix are in folder."""
+    """The published files below prefix are in folder, every byte checked. Raises CheckpointInvalid."""
     artifact = read_artifact(store, prefix)
-    for file in artifact.files if artifact else ():
-        path = folder / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.download(join_key(prefix, file.name), path)
+    if artifact is not None:
+        files.download(store, ((join_key(prefix, file.name), file) for file in artifact.files), folder)
 
 
 def claim(store: ObjectStore, prefix: str, run: RunFile) -> None:

@@ -15,11 +15,9 @@ from finetune_trainer.agent.supervision import Supervisor
 from finetune_trainer.agent.uploads import CheckpointUploader
 from finetune_trainer.agent.workdir import Result, WorkDir
 from finetune_trainer.store.artifacts import publish
-from finetune_trainer.store.errors import StorageUnavailable
+from finetune_trainer.store.errors import BucketNotFound, CredentialsRejected, StorageUnavailable
 from finetune_trainer.store.writer import CheckpointWriter
 
-# A finished run is worth more patience than one request: the storage may be back in a minute.
-_PATIENCE_SECONDS = 600.0
 _RETRY_SECONDS = 5.0
 
 
@@ -67,13 +65,14 @@ class Publisher:
         return End(end.outcome, end.message + kept + trouble, end.field)
 
     def _publish_patiently(self) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        # A finished run is worth more patience than one request: the storage may be back, or mended, in minutes.
+        deadline = time.monotonic() + self.supervisor.settings.storage_seconds
         while True:
             try:
                 self.uploader.flush()
                 publish(self.writer, self.work.artifact)
                 return
-            except StorageUnavailable as error:
+            except (StorageUnavailable, CredentialsRejected, BucketNotFound) as error:
                 if time.monotonic() > deadline:
                     raise
                 self.log.warning("publishing failed", error=str(error), retry_seconds=_RETRY_SECONDS)

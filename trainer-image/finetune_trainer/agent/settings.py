@@ -32,6 +32,7 @@ class Settings:
     start_seconds: float
     peer_seconds: float
     kill_seconds: float
+    storage_seconds: float
     worker_module: str
     memory_events: Path | None
     log_format: str
@@ -64,6 +65,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         start_seconds=given.start_seconds,
         peer_seconds=given.peer_seconds,
         kill_seconds=given.kill_grace,
+        storage_seconds=given.storage_seconds,
         worker_module=given.worker_module,
         memory_events=given.memory_events,
         log_format=given.log_format,
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start-seconds", type=float, default=1800.0, help="the same while loading and publishing")
     add("--peer-seconds", type=float, default=900.0, help="how long other nodes wait for node 0 to claim the output")
     add("--kill-grace", type=float, default=2.0, help="seconds between SIGTERM and SIGKILL of surviving workers")
+    add("--storage-seconds", type=float, default=600.0, help="how long a run waits at its end, or where it is refused")
     add("--worker-module", default="finetune_trainer.worker", help="module that each worker runs")
     add("--memory-events", type=Path, help="the cgroup's memory.events or memory.oom_control")
     add("--log-format", choices=("json", "text"), default="json", help="json in pods, text for people")

@@ -1,4 +1,4 @@
-"""Watches the workers from their start to their end: first failure, stop, hang, takeover."""
+"""Watches the workers from their start to their end: first failure, stop, hang, takeover, refused checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from finetune_api.documents import Stage
 from finetune_api.failures import by_exit_code
 from finetune_trainer.agent.classify import classify
-from finetune_trainer.agent.ending import STOPPED, SUCCEEDED, End
+from finetune_trainer.agent.ending import STOPPED, SUCCEEDED, End, from_error
 from finetune_trainer.agent.gang import Exit, Gang
 from finetune_trainer.agent.hang import HangLimits, HangWatch, Sign, tell_silence
 from finetune_trainer.agent.log import Log
@@ -81,9 +81,9 @@ class Supervisor:
         if not self.gang.running:
             self.gang.end(0)
             return self._end_of_all()
-        if self.uploader is not None and self.uploader.superseded is not None:
+        if self.uploader is not None and self.uploader.fatal is not None:
             self._exits += self._log_exits(self.gang.end(self.settings.kill_seconds))
-            return End(STOPPED, str(self.uploader.superseded))
+            return from_error(self.uploader.fatal)
         if self.stop.requested:
             return self._stopping()
         return self._hang(watch)

@@ -6,13 +6,14 @@ import threading
 import time
 from dataclasses import dataclass
 
-from finetune_api.failures import FinetuneError
+from finetune_api.failures import Fault, FinetuneError
 from finetune_trainer.agent.log import Log
 from finetune_trainer.agent.metrics import Metrics
 from finetune_trainer.agent.progress import ProgressBoard
 from finetune_trainer.agent.serving import StartBoard
 from finetune_trainer.agent.workdir import ReadyCheckpoint, WorkDir, delete_checkpoint
-from finetune_trainer.store.errors import NodeFilesMissing, Superseded
+from finetune_trainer.sources.places import with_field
+from finetune_trainer.store.errors import NodeFilesMissing, StoreError, Superseded
 from finetune_trainer.store.writer import BEST, CheckpointWriter
 
 _SCAN_SECONDS = 0.2
@@ -26,6 +27,7 @@ class CheckpointPolicy:
     keep_back: how many steps before the newest one a rollback may go back to; 0: there is none.
     nodes_seconds: how long the other nodes have for their parts of a checkpoint, after node 0's own are stored; one that
     says that it cannot bring its part is not waited for.
+    storage_seconds: how long each upload may be refused for a reason that is the user's to mend, before the attempt ends.
     """
 
     world_size: int
@@ -34,6 +36,7 @@ class CheckpointPolicy:
     keep_back: int = 0
     nodes: int = 1
     nodes_seconds: float = 900.0
+    storage_seconds: float = 600.0
 
 
 class CheckpointUploader(threading.Thread):
@@ -67,14 +70,15 @@ class CheckpointUploader(threading.Thread):
         self._closed = threading.Event()
         self._lost: set[int] = set()
         self._best: tuple[int, ...] = ()
-        self.superseded: Superseded | None = None
-        """Set once a newer attempt owns the output: nothing is stored any more."""
+        self._refused_since: float | None = None
+        self.fatal: FinetuneError | None = None
+        """Why the attempt has to end: a newer one owns the output, or the storage has refused uploads for too long."""
         self.last_seconds = 0.0
         """How long the last upload took."""
 
     def run(self) -> None:
-        """Until the process ends, `close` is called or a newer attempt has taken over."""
-        while self.superseded is None and not self._closed.is_set():
+        """Until the process ends, `close` is called or the attempt has to end."""
+        while self.fatal is None and not self._closed.is_set():
             self._closed.wait(_SCAN_SECONDS if self._store_newest() else _RETRY_SECONDS)
 
     def settle(self, up_to: int | None) -> None:
@@ -109,18 +113,37 @@ class CheckpointUploader(threading.Thread):
                 return True
             try:
                 self._step_of_work()
+                self._refused_since = None
                 return True
             except Superseded as error:
-                self.superseded = error
+                self.fatal = error
                 if raising:
                     raise
                 return True
             except (FinetuneError, OSError, ValueError) as error:
                 self._metrics.upload_failures.inc()
                 self._log.warning("checkpoint upload failed", error=str(error), retry_seconds=_RETRY_SECONDS)
+                self._look_at(error)
                 if raising:
                     raise
                 return False
+
+    def _look_at(self, error: Exception) -> None:
+        """An outage may pass; a refusal that lasts ends the attempt, because all that it still makes would be lost."""
+        if not isinstance(error, StoreError) or error.row.fault is not Fault.USER:
+            self._refused_since = None
+            return
+        now, stored = time.monotonic(), self._writer.newest_step
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= self._policy.storage_seconds:
+            kept = f"the checkpoint of step {stored} is stored" if stored is not None else "no checkpoint is stored"
+            self.fatal = FinetuneError(
+                f"{error} Training ended because the storage refused every upload for "
+                f"{round(now - self._refused_since)} s; {kept}.",
+                failure_class=error.failure_class,
+                field=with_field(error, "output.uri").field,
+            )
 
     def _step_of_work(self) -> None:
         ready = self._work.ready_checkpoints()
