@@ -9,8 +9,9 @@ from typing import Any
 from finetune_api import crd
 from finetune_api.job import FROZEN_FIELDS, FineTuneJobSpec, ObjectiveType, QuantizationType, Task, TuningType
 from finetune_api.planner import unsupported
-from finetune_api.planner.support import CHOICES, NOT_YET, TRAINING_ONLY
+from finetune_api.planner.support import CHOICES, NOT_YET
 from finetune_api.planner.tuning import BEFORE_LAST_TOKEN
+from finetune_api.planner.unused import TRAINING_ONLY
 from finetune_api.validity import RULES, ZERO_STAGES, Cell, Rule, refusing
 from hack.markdown import HEADER, Schema, cell
 
@@ -37,6 +38,8 @@ _COMBINATIONS: tuple[Schema, ...] = (
     },
     {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}], "lossOn": "All"}, "objective": {"type": "KTO"}},
     {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}], "balanceLabels": True}},
+    {"dataset": {"sources": [{"uri": "s3://bucket/data.jsonl"}], "maxSourceTokens": 64}, "objective": {"type": "DPO"}},
+    {"dataset": {"sources": [{"uri": "s3://bucket/novel.txt"}], "format": "Text", "maxTargetTokens": 64}},
     {"model": {"uri": "hf://owner/name", "tokenizer": {"addSpecialTokens": ["<a>"]}}, "tuning": {"type": "IA3"}},
     *(
         {"model": {"uri": "hf://owner/name", "task": "Seq2Seq"}, "evaluation": evaluation}
@@ -45,10 +48,15 @@ _COMBINATIONS: tuple[Schema, ...] = (
             {"benchmarks": [{"name": "ArcEasy", "source": {"uri": "s3://bucket/arc.jsonl"}}]},
         )
     ),
+    {"model": {"uri": "hf://owner/name", "task": "SequenceClassification"}, "evaluation": {"probes": ["Hello"]}},
+    {"evaluation": {"maxGenerated": 8}},
+    {"evaluation": {"generation": {"temperature": 0.7}}},
     {"tuning": {"type": "PTuning"}, "hyperparameters": {"packing": True}},
     {"objective": {"type": "DPO"}, "hyperparameters": {"packing": True}},
     {"hyperparameters": {"packing": True, "groupByLength": True}},
     {"objective": {"type": "KTO"}, "hyperparameters": {"globalBatchSize": 1}},
+    {"objective": {"type": "DPO"}, "hyperparameters": {"neftuneAlpha": 5.0}},
+    {"objective": {"type": "Reward"}, "hyperparameters": {"routerLossWeight": 0.001}},
     {"tuning": {"type": "PrefixTuning"}, "hyperparameters": {"gradientCheckpointing": True}},
     {"hyperparameters": {"masterWeights": "BF16"}},
     {"tuning": {"type": "Full"}, "hyperparameters": {"masterWeights": "BF16", "precision": "FP16"}},
@@ -67,7 +75,8 @@ def supported() -> str:
         "The whole spec is in the schema already, so that a file written today stays valid. What this release cannot "
         "do is refused: the job's state becomes `Invalid` and its conditions `Validated=False` and `Failed=True` say "
         "[UnsupportedField](failures.md#unsupportedfield) with the field. Mend the field in place and apply the file "
-        "again. Nothing is ignored.\n",
+        "again. What only the records show, such as plain text where a field is about completions, is refused once "
+        "preflight has read them. Nothing is ignored.\n",
         "## Methods\n",
         "Each objective with each tuning on each task. `yes` works and is tested; a number is the reason below the "
         "table. *Base in* lists the number formats that a frozen base can be quantised to, *ZeRO* the stages that can "

@@ -16,7 +16,7 @@ class Generation(Document):
     """How answers are generated in evaluation."""
 
     max_new_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Longest answer in tokens."""
+    """Longest answer in tokens; past the model's positions it goes on from the newest half of them."""
     do_sample: bool | None = None
     """Sample rather than take the likeliest token."""
     temperature: Annotated[float, Field(gt=0, le=100)] | None = None

@@ -196,7 +196,7 @@ class PpoSettings(ReinforcementSettings):
 
 
 class PretrainSettings(Document):
-    """Settings of Pretrain, which starts from random weights, and of hidden tokens."""
+    """Settings of Pretrain, which starts from random weights, of running text, and of hidden tokens."""
 
     tokenizer: PretrainTokenizer | None = None
     """The model's own tokenizer, or one trained on the data: byte pairs or single characters."""
@@ -205,7 +205,10 @@ class PretrainSettings(Document):
     random_windows: bool | None = None
     """Draw windows from random places of the text instead of packing whole documents."""
     block_size: Annotated[int, Field(ge=8, le=1_048_576)] | None = None
-    """Tokens of one training sequence; absent means hyperparameters.maxSequenceLength."""
+    """Tokens of one training sequence; absent means hyperparameters.maxSequenceLength.
+
+    With Supervised and CausalLM it makes the records one running text that is cut into blocks of this size.
+    """
     mask_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of tokens to predict (MaskedLM) or to drop in spans (Seq2Seq)."""
     mean_span_length: Annotated[float, Field(ge=1, le=100)] | None = None
@@ -218,7 +221,8 @@ class Objective(Document):
     type: ObjectiveType
     """The objective."""
     pretrain: PretrainSettings | None = None
-    """Settings of Pretrain; with Supervised those of hidden tokens (MaskedLM, and Seq2Seq on plain text)."""
+    """Settings of Pretrain; with Supervised those of plain text: running text (CausalLM), hidden tokens (MaskedLM,
+    Seq2Seq)."""
     distillation: DistillationSettings | None = None
     """Settings of Distillation."""
     dpo: DpoSettings | None = None

@@ -101,7 +101,7 @@ class RunTuning(Document):
 
 
 class RunPretrain(Document):
-    """Settings of Pretrain, and of noised text (MaskedLM, span corruption)."""
+    """Settings of Pretrain, and of Supervised text that is joined (CausalLM) or noised (MaskedLM, span corruption)."""
 
     tokenizer: PretrainTokenizer
     vocabulary_size: int | None = None
@@ -161,7 +161,7 @@ class RunObjective(Document):
 
     type: ObjectiveType
     pretrain: RunPretrain | None = None
-    """With Pretrain, and with Supervised text of MaskedLM and Seq2Seq."""
+    """With Pretrain, and with Supervised text that is joined (CausalLM) or noised (MaskedLM, Seq2Seq)."""
     distillation: RunDistillation | None = None
     preference: RunPreference | None = None
     reinforcement: RunReinforcement | None = None

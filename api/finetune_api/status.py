@@ -176,7 +176,7 @@ class Current(Tolerant):
     stop_reason: str | None = None
     """Why it is being stopped: Suspended, Cancelled or a row of the failure table. Recorded before its Job is deleted."""
     avoid_node: str | None = None
-    """The node at fault, where stopReason is about one."""
+    """The node at fault: one that was lost under the attempt, or that stopReason is about."""
 
 
 class AttemptRecord(Tolerant):

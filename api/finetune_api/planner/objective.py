@@ -15,7 +15,7 @@ from finetune_api.job import (
     ReinforcementSettings,
 )
 from finetune_api.planner.ledger import Ledger
-from finetune_api.planner.pretrain import is_noised, pretrain
+from finetune_api.planner.pretrain import is_noised, joins_text, pretrain
 from finetune_api.planner.references import References
 from finetune_api.runfile import (
     RunDistillation,
@@ -84,7 +84,7 @@ def objective(
     given = settings_of(spec)
     distillation = spec.objective.distillation if spec.objective else None
     resolved = None
-    if kind == ObjectiveType.PRETRAIN or is_noised(spec, data_format):
+    if kind == ObjectiveType.PRETRAIN or is_noised(spec, data_format) or joins_text(spec):
         resolved = pretrain(spec, sequence_length, ledger)
     reinforcement = None
     if isinstance(given, ReinforcementSettings):

@@ -18,7 +18,7 @@ from finetune_api.job import (
 )
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import PREFERENCES, REINFORCEMENTS
-from finetune_api.planner.pretrain import draws_windows
+from finetune_api.planner.pretrain import draws_windows, joins_text
 from finetune_api.planner.tuning import SOFT_PROMPTS
 from finetune_api.preflight import ModelFacts
 from finetune_api.runfile import RunEarlyStopping
@@ -160,7 +160,7 @@ def _packing(spec: FineTuneJobSpec, model_type: str, ledger: Ledger) -> bool:
     if hp.packing and spec.objective_type != ObjectiveType.PRETRAIN and model_type in NEVER_PACKED:
         ledger.state(name, False, f"off though asked for: packed records would see one another in a {model_type} model")
         return False
-    chosen, why = False, "each record keeps a row of its own"
+    chosen, why = False, "blocks are full already" if joins_text(spec) else "each record keeps a row of its own"
     if spec.objective_type == ObjectiveType.PRETRAIN:
         windows = draws_windows(spec)
         chosen, why = not windows, "windows are full already" if windows else "text is packed into full blocks"

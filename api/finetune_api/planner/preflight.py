@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from finetune_api.job import FineTuneJobSpec, ObjectiveType, OnExisting
 from finetune_api.planner.objective import max_new_tokens
-from finetune_api.planner.pretrain import default_tokenizer, draws_windows
+from finetune_api.planner.pretrain import default_tokenizer, draws_windows, joins_text
 from finetune_api.planner.references import References, spec_digest
 from finetune_api.runfile import InputKind, PreflightFile, PreflightInput, Reference, RunJob, RunPublish
 
@@ -40,6 +40,7 @@ def preflight_file(spec: FineTuneJobSpec, job: RunJob, references: References, *
         prompt_template=spec.dataset.prompt_template,
         pretrain_tokenizer=default_tokenizer(spec) if spec.objective_type == ObjectiveType.PRETRAIN else None,
         random_windows=draws_windows(spec),
+        joins_text=joins_text(spec),
         output=references.output,
         publish=_publish(spec, references),
         on_existing=spec.output.on_existing or OnExisting.FAIL,

@@ -25,6 +25,12 @@ def is_noised(spec: FineTuneJobSpec, data_format: str) -> bool:
     return kind == ObjectiveType.PRETRAIN or (kind in (ObjectiveType.SUPERVISED, ObjectiveType.EVALUATION) and plain)
 
 
+def joins_text(spec: FineTuneJobSpec) -> bool:
+    """Whether a supervised causal model goes on with running text: blockSize asks for the records in blocks."""
+    causal = spec.objective_type == ObjectiveType.SUPERVISED and spec.task == Task.CAUSAL_LM
+    return causal and _given(spec).block_size is not None
+
+
 def default_tokenizer(spec: FineTuneJobSpec) -> PretrainTokenizer:
     """The tokenizer of a Pretrain run: the model's own where nothing is said."""
     return _given(spec).tokenizer or PretrainTokenizer.MODEL

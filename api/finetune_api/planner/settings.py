@@ -21,6 +21,7 @@ from finetune_api.job import (
 from finetune_api.metrics import LOSS
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import REINFORCEMENTS, max_new_tokens
+from finetune_api.planner.pretrain import joins_text
 from finetune_api.planner.references import References
 from finetune_api.runfile import (
     RunBenchmark,
@@ -148,7 +149,7 @@ def _validation_fraction(spec: FineTuneJobSpec, rows: int, ledger: Ledger) -> fl
     if spec.objective_type == ObjectiveType.EVALUATION:
         ledger.state("dataset.validation", None, "an evaluation measures on the sources themselves")
         return None
-    is_text = spec.objective_type == ObjectiveType.PRETRAIN  # a whole book may be one record
+    is_text = spec.objective_type == ObjectiveType.PRETRAIN or joins_text(spec)  # a whole book may be one record
     if held_out is None and rows < SMALLEST_SPLIT_ROWS and not is_text:
         ledger.state("dataset.validation", None, f"{rows} records are too few to hold some out")
         return None

@@ -1,6 +1,7 @@
 """What the schema can say and the spec alone shows to be impossible. Such a value is refused by name, never ignored.
 
-Combinations of method, model and parallelism are in finetune_api.validity; here is the rest.
+Combinations of method, model and parallelism are in finetune_api.validity, fields without an effect in
+finetune_api.planner.unused; here is the rest.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.base import Document
 from finetune_api.failures import FinetuneError
 from finetune_api.job import (
     Attention,
@@ -27,11 +27,12 @@ from finetune_api.model import FurtherModel
 from finetune_api.planner.expressions import fault_of
 from finetune_api.planner.from_job import TAKES_ADAPTER, keeps_its_start
 from finetune_api.planner.objective import REINFORCEMENTS
-from finetune_api.planner.pretrain import NOISED, SMALLEST_VOCABULARY
+from finetune_api.planner.pretrain import NOISED, SMALLEST_VOCABULARY, joins_text
 from finetune_api.planner.tuning import FIXED_EMBEDDINGS, SOFT_PROMPTS, WITHOUT_DROPOUT, quantization_type
+from finetune_api.planner.unused import Found, unused, value_at
 from finetune_api.validity import Cell, refusing
 
-# Fields with some values that work. docs/supported.md is generated from this table and the next.
+# Fields with some values that work. docs/supported.md is generated from this table, the next and unused.TRAINING_ONLY.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "model.attention": (Attention.EAGER, Attention.SDPA),
 }
@@ -45,43 +46,7 @@ NOT_YET = (
 # DeepSpeed shards the state of these.
 ZERO_OPTIMIZERS = (Optimizer.ADAMW,)
 
-# Fields that say how to train: an evaluation has no use for them.
-TRAINING_ONLY = (
-    *(
-        f"hyperparameters.{name}"
-        for name in (
-            "epochs",
-            "maxSteps",
-            "learningRate",
-            "schedule",
-            "warmupRatio",
-            "weightDecay",
-            "globalBatchSize",
-            "packing",
-            "groupByLength",
-            "optimizer",
-            "masterWeights",
-            "neftuneAlpha",
-            "routerLossWeight",
-            "gradientCheckpointing",
-            "maxGradNorm",
-            "earlyStopping",
-        )
-    ),
-    "tuning.lora",
-    "dataset.validation",
-    "dataset.test",
-    "dataset.balanceLabels",
-    "evaluation.everySteps",
-    "checkpoint",
-    "guards",
-    "output.mergeAdapter",
-    "output.maxShardSizeGiB",
-    "output.publish",
-)
-
 _ORDER = [field.alias for field in FineTuneJobSpec.model_fields.values()]
-Found = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -92,13 +57,15 @@ class Unsupported:
     message: str
 
 
-def unsupported(spec: FineTuneJobSpec) -> list[Unsupported]:
-    """Every value of spec that cannot be honoured, in the order of the spec."""
-    checks = (_combination, _refused_choices, _not_yet, _model, _places, _dataset, _objective, _tuning)
+def unsupported(spec: FineTuneJobSpec, data_format: str | None = None) -> list[Unsupported]:
+    """Every value of spec that cannot be honoured, in the order of the spec.
+
+    data_format: as which preflight read the records; before it, what the spec itself says is taken.
+    """
+    checks = (_combination, _refused_choices, _not_yet, _model, _places, _objective, _tuning)
     found = [item for check in checks for item in check(spec)]
     found += [*_hyperparameters(spec), *_sharding(spec), *_output(spec), *_metrics(spec), *_best_step(spec)]
-    found += _further_records(spec)
-    found += _evaluation_only(spec)
+    found += unused(spec, data_format or spec.dataset.format or "")
     found.sort(key=lambda item: _ORDER.index(item[0].split(".")[0].split("[")[0]))
     return [Unsupported(f"spec.{path}", message) for path, message in found]
 
@@ -121,17 +88,6 @@ def cell_of(
     )
 
 
-def _value(spec: FineTuneJobSpec, path: str) -> Any:
-    """The value of a spec path, None where it or something above it is absent."""
-    value: Any = spec
-    for part in path.split("."):
-        if not isinstance(value, Document):
-            return None
-        name = next(name for name, field in type(value).model_fields.items() if field.alias == part)
-        value = getattr(value, name)
-    return value
-
-
 def _combination(spec: FineTuneJobSpec) -> Found:
     rule = refusing(cell_of(spec))
     if rule is not None:
@@ -140,14 +96,14 @@ def _combination(spec: FineTuneJobSpec) -> Found:
 
 def _refused_choices(spec: FineTuneJobSpec) -> Found:
     for path, allowed in CHOICES.items():
-        value = _value(spec, path)
+        value = value_at(spec, path)
         if value is not None and value not in allowed:
             yield path, f"{path}: {value} is not supported yet; choose {' or '.join(map(str, allowed))}"
 
 
 def _not_yet(spec: FineTuneJobSpec) -> Found:
     for path in NOT_YET:
-        value = _value(spec, path)
+        value = value_at(spec, path)
         if value is not None and value is not False:
             yield path, f"{path} is not supported yet; remove it"
 
@@ -163,7 +119,7 @@ def _model(spec: FineTuneJobSpec) -> Found:
         yield path, f"{path}: Full trains the base itself; choose the merged model as model.uri"
     elif spec.objective_type not in TAKES_ADAPTER:
         yield path, f"{path}: {spec.objective_type} starts from a whole model; choose the merged model as model.uri"
-    elif keeps_its_start(spec) and _value(spec, "hyperparameters.zeroStage") == 3:
+    elif keeps_its_start(spec) and value_at(spec, "hyperparameters.zeroStage") == 3:
         yield (
             path,
             f"{path}: stage 3 would shard the start that {spec.objective_type} compares with; choose zeroStage 2",
@@ -205,16 +161,6 @@ def _source(source: Source, path: str) -> Found:
             yield f"{path}.{name}", f"{path}.{name} belongs to hf://datasets/owner/name; remove it"
 
 
-def _dataset(spec: FineTuneJobSpec) -> Found:
-    answers = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
-    if spec.dataset.loss_on is not None and not (spec.task == Task.CAUSAL_LM and spec.objective_type in answers):
-        yield "dataset.lossOn", "dataset.lossOn belongs to Supervised tuning of causal models; remove it"
-    if spec.dataset.balance_labels and not (
-        spec.task == Task.SEQUENCE_CLASSIFICATION and spec.objective_type == ObjectiveType.SUPERVISED
-    ):
-        yield "dataset.balanceLabels", "dataset.balanceLabels belongs to SequenceClassification; remove it"
-
-
 def _objective(spec: FineTuneJobSpec) -> Found:
     if spec.objective is None:
         return
@@ -239,8 +185,9 @@ def _pretrain(spec: FineTuneJobSpec) -> Found:
     if given is None:
         return
     fresh = spec.objective_type == ObjectiveType.PRETRAIN
-    if not fresh and spec.task not in NOISED:
-        yield path, f"{path} belongs to Pretrain, MaskedLM and Seq2Seq; remove it"
+    if not fresh and spec.task not in NOISED and not joins_text(spec):
+        why = "belongs to Pretrain, MaskedLM and Seq2Seq; of a causal model it needs blockSize and type Supervised"
+        yield path, f"{path} {why}; remove it"
         return
     for name, value in (
         ("tokenizer", given.tokenizer),
@@ -257,7 +204,7 @@ def _pretrain(spec: FineTuneJobSpec) -> Found:
     if given.vocabulary_size is not None and given.vocabulary_size < least:
         why = f"{given.vocabulary_size} has no room for 256 bytes and {least - 256} special tokens"
         yield f"{path}.vocabularySize", f"{path}.vocabularySize: {why}; choose at least {least}"
-    length = _value(spec, "hyperparameters.maxSequenceLength")
+    length = value_at(spec, "hyperparameters.maxSequenceLength")
     if given.block_size is not None and length not in (None, given.block_size):
         yield f"{path}.blockSize", f"{path}.blockSize and hyperparameters.maxSequenceLength differ; set only one"
 
@@ -265,7 +212,7 @@ def _pretrain(spec: FineTuneJobSpec) -> Found:
 def _tuning(spec: FineTuneJobSpec) -> Found:
     if spec.tuning is None:
         return
-    if _value(spec, "model.tokenizer.addSpecialTokens") and spec.tuning_type in FIXED_EMBEDDINGS:
+    if value_at(spec, "model.tokenizer.addSpecialTokens") and spec.tuning_type in FIXED_EMBEDDINGS:
         path = "model.tokenizer.addSpecialTokens"
         why = "IA3 and soft prompts keep the embeddings fixed, so that added tokens would stay untrained"
         yield path, f"{path}: {why}; choose Full, LoRA or QLoRA, or remove it"
@@ -324,17 +271,17 @@ def _hyperparameters(spec: FineTuneJobSpec) -> Found:
 
 
 def _sharding(spec: FineTuneJobSpec) -> Found:
-    zero = _value(spec, "hyperparameters.zeroStage") or 0
+    zero = value_at(spec, "hyperparameters.zeroStage") or 0
     if not zero:
         return
     path = "hyperparameters.zeroStage"
-    if (_value(spec, "resources.nodes") or 1) > 1:
+    if (value_at(spec, "resources.nodes") or 1) > 1:
         yield path, f"{path} above 0 is not supported yet on more than one node; set resources.nodes: 1"
-    optimizer = _value(spec, "hyperparameters.optimizer")
+    optimizer = value_at(spec, "hyperparameters.optimizer")
     if optimizer not in (None, *ZERO_OPTIMIZERS):
         path = "hyperparameters.optimizer"
         yield path, f"{path}: {optimizer} does not work with zeroStage above 0; choose {' or '.join(ZERO_OPTIMIZERS)}"
-    if _value(spec, "hyperparameters.masterWeights") == MasterWeights.BF16:
+    if value_at(spec, "hyperparameters.masterWeights") == MasterWeights.BF16:
         path = "hyperparameters.masterWeights"
         yield path, f"{path}: DeepSpeed shards master weights in FP32; choose FP32 or set hyperparameters.zeroStage: 0"
 
@@ -370,20 +317,5 @@ def _best_step(spec: FineTuneJobSpec) -> Found:
         check_best_metric(spec.objective_type, spec.task, given.best_metric)
     except FinetuneError as error:
         yield path, f"{path}: {error}"
-    if given.keep_best == 0 and _value(spec, "hyperparameters.earlyStopping") is None:
+    if given.keep_best == 0 and value_at(spec, "hyperparameters.earlyStopping") is None:
         yield path, f"{path} chooses the best step and checkpoint.keepBest: 0 keeps none; remove one of them"
-
-
-def _further_records(spec: FineTuneJobSpec) -> Found:
-    for path in ("evaluation.retention", "evaluation.benchmarks"):
-        if _value(spec, path) and spec.task != Task.CAUSAL_LM:
-            yield path, f"{path} is measured of CausalLM models, not of {spec.task} models; remove it"
-
-
-def _evaluation_only(spec: FineTuneJobSpec) -> Found:
-    if spec.objective_type != ObjectiveType.EVALUATION:
-        return
-    for path in TRAINING_ONLY:
-        value = _value(spec, path)
-        if value is not None and value is not False:
-            yield path, f"{path}: an evaluation does not train; remove it"

@@ -11,6 +11,7 @@ from finetune_api.planner import settings
 from finetune_api.planner.ledger import Ledger
 from finetune_api.planner.objective import iterations, objective
 from finetune_api.planner.optimization import Optimization
+from finetune_api.planner.pretrain import joins_text
 from finetune_api.planner.references import References, spec_digest
 from finetune_api.planner.tuning import tuning
 from finetune_api.pool import GPUPoolSpec
@@ -201,7 +202,7 @@ def _length(given: Given, fit: Fit, shares: settings.HeldOutShares, ledger: Ledg
         "text is seen once" if pretrains else "three passes, as is usual for a small dataset",
     )
     rows = shares.train_rows(given.data.rows)
-    if pretrains or fit.optimization.packing:  # a row is then a full block of tokens
+    if pretrains or fit.optimization.packing or joins_text(given.spec):  # a row is then a full block of tokens
         rows = math.ceil(shares.train_tokens(given.data.tokens) / fit.sequence_length)
     return epochs, max(1, math.ceil(rows / fit.global_batch * epochs)) * iterations(given.spec)
 

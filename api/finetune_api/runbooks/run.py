@@ -127,6 +127,7 @@ RUNBOOKS = {
             "The storage is down, or throttles this account for long.",
             "DNS, a proxy or a NetworkPolicy keeps the pods from the endpoint.",
             "A certificate that the pods do not trust: see `storage.caConfigMapName`.",
+            "A clock that is minutes off on the node or the storage: `RequestTimeTooSkewed` in the message.",
         ),
         act=(
             "Check the endpoint from a pod of the same namespace.",

@@ -47,6 +47,24 @@ def test_the_character_model_is_made_from_the_config_that_is_shipped(examples: E
     assert [config[name] for name in ("n_embd", "n_head", "n_layer", "attn_pdrop")] == [384, 6, 6, 0.2]
 
 
+def test_the_novel_is_gone_on_with_from_the_weights_of_the_base(examples: Examples) -> None:
+    work = examples.run("gpt2-novel")
+    assert work.read("artifact/report.json")["data"]["trainRecords"] == 1, "one text, not its lines"
+    folders = (examples.root / "models/gpt2", work.root / "artifact/model")
+    added, largest = in_child(_compared, *map(str, folders))
+    assert added == 4
+    assert 0 < largest < 1e-3, "four small steps away"
+
+
+def _compared(base: str, tuned: str) -> tuple[int, float]:
+    from transformers import AutoModelForCausalLM
+
+    first, last = (AutoModelForCausalLM.from_pretrained(folder) for folder in (base, tuned))
+    rows = [model.get_input_embeddings().weight.shape[0] for model in (first, last)]
+    pairs = zip(first.transformer.h.parameters(), last.transformer.h.parameters(), strict=True)
+    return rows[1] - rows[0], max(float((before - after).abs().max()) for before, after in pairs)
+
+
 def test_the_biomedical_entities_have_the_eleven_labels_of_the_recipe(examples: Examples) -> None:
     labels = examples.run("ner-lora-llama-2-7b").read("artifact/adapter/config.json")["id2label"].values()
     assert len(labels) == 11

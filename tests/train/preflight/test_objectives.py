@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from finetune_api.job import LossOn, ObjectiveType, Task, Truncation
 from finetune_trainer.data.encoders import REGISTRY, EncodingRules, make_encoder
 from finetune_trainer.data.reader import ExampleReader
-from finetune_trainer.data.records import Record
+from finetune_trainer.data.records import BadRecord, Record
 from finetune_trainer.data.tokenizer import TextTokenizer
-from finetune_trainer.preflight.measure import Measure
+from finetune_trainer.preflight import records
+from finetune_trainer.preflight.measure import Limits, Measure
+from finetune_trainer.sources.inspect import TokenizerFiles
 from tests.train.data.making import CHATML, make_tokenizer
 from tests.train.preflight.local import ASKED, LABELLED, TAGGED, Folder, classifier, faults, remarks, told
 from tests.train.sources.making import model_files
@@ -77,7 +80,7 @@ def test_every_objective_takes_the_data_that_fits_it(
     [
         ("DPO", "CausalLM", ASKED, "objective DPO needs Preference (chosen, rejected)"),
         ("Supervised", "SequenceClassification", TEXTS, "needs Labels (text, label)"),
-        ("Pretrain", "CausalLM", ASKED, "objective Pretrain needs Text (text)"),
+        ("Pretrain", "CausalLM", ASKED, "(objective Pretrain or pretrain.blockSize) needs Text (text)"),
     ],
 )
 def test_data_that_does_not_fit_the_objective_is_told_with_what_it_needs(
@@ -208,6 +211,102 @@ def test_sources_and_targets_have_limits_of_their_own(folder: Folder) -> None:
     assert faults(folder.check(task="Seq2Seq", truncation="Error", maxSourceTokens=50, maxTargetTokens=400)) == []
 
 
+LONG = [
+    {"prompt": f"Question {number}? " + "word " * (number % 4) * 5, "completion": " Answer" * (number % 3 * 6 + 1)}
+    for number in range(30)
+]
+LIMITS = {"maxSourceTokens": 24, "maxTargetTokens": 16}
+
+
+@pytest.mark.parametrize(("task", "config"), [("CausalLM", {}), ("Seq2Seq", T5)])
+def test_the_facts_that_a_run_is_planned_by_are_those_of_the_records_as_they_are_cut(
+    folder: Folder, task: str, config: dict[str, Any]
+) -> None:
+    folder.put("train", LONG)
+    files = model_files(config=config)
+    folder.put_model("model", files)
+    settings = json.loads(files["tokenizer_config.json"])
+    tokenizer = TextTokenizer.from_files(TokenizerFiles(files["tokenizer.json"], settings, settings["chat_template"]))
+    rules = EncodingRules(LossOn.COMPLETION, Truncation.TAIL, 1 << 20, max_source=24, max_target=16)
+    encoder = make_encoder(ObjectiveType.SUPERVISED, Task(task), tokenizer, rules)
+    encoded = [encoder.encode(example) for example in _examples(LONG, ObjectiveType.SUPERVISED, Task(task))]
+    longest = max(max(len(item.example.input_ids), len(item.example.labels)) for item in encoded)
+    data = folder.check(task=task, maxSequenceLength=1000, **LIMITS).data
+    assert data is not None
+    assert (data.longest_tokens, data.tokens) == (longest, sum(item.kept for item in encoded))
+    whole = folder.check(task=task, maxSequenceLength=1000).data
+    assert whole is not None and whole.longest_tokens > 2 * longest
+
+
+@pytest.mark.parametrize(("task", "config"), [("CausalLM", {}), ("Seq2Seq", T5)])
+def test_what_the_limits_of_prompt_and_completion_may_not_cut_is_refused_before_a_gpu_is_taken(
+    folder: Folder, task: str, config: dict[str, Any]
+) -> None:
+    folder.put_model("model", model_files(config=config))
+    folder.put("train", [*ASKED, {"prompt": "word " * 30, "completion": " end"}])
+    job = {"task": task, "maxSequenceLength": 1000, "maxSourceTokens": 40}
+    result = folder.check(**job, truncation="Error")
+    assert told(result) == [("DataInvalid", "spec.dataset.sources[0].uri")]
+    assert "rows.jsonl line 31:" in faults(result)[0].message
+    assert "more than dataset.maxSourceTokens 40. Raise dataset.maxSourceTokens" in faults(result)[0].message
+    result = folder.check(**job, maxCutShare=0.01)
+    assert told(result) == [("DataInvalid", "spec.dataset.maxCutShare")]
+    assert "1 of 31 records are longer" in faults(result)[0].message
+    assert "dataset.maxSourceTokens 40 or dataset.maxCutShare" in faults(result)[0].message
+    cut = folder.check(**job, maxCutShare=0.05)
+    assert faults(cut) == [] and "1 records are longer than" in remarks(cut)
+
+
+def test_held_out_records_that_are_cut_count_among_the_others(folder: Folder) -> None:
+    folder.put("held", [{"prompt": "word " * 30, "completion": " end"}] * 6)
+    job = {"validation": "held", "maxSequenceLength": 1000, "maxSourceTokens": 40}
+    result = folder.check(**job, maxCutShare=0.1)
+    assert told(result) == [("DataInvalid", "spec.dataset.maxCutShare")]
+    assert "6 of 36 records are longer" in faults(result)[0].message
+    assert faults(folder.check(**job, maxCutShare=0.2)) == []
+
+
+def test_an_estimate_of_the_tokens_counts_prompts_up_to_their_limit(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "EXACT_BYTES", 0)
+    folder.put("train", [{"prompt": "x" * 360, "completion": "y" * 72} for _ in range(29)] + ASKED[:1])
+    whole, cut = folder.check().data, folder.check(maxSourceTokens=30, maxTargetTokens=10).data
+    assert whole is not None and cut is not None
+    assert (whole.longest_tokens, cut.longest_tokens) == (120, 40)
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+@pytest.mark.parametrize("error", [False, True])
+def test_the_light_cut_is_that_of_the_encoders(template: str | None, error: bool) -> None:
+    """Of templates and conversations: the same tokens are left, the same records count as cut, the same are refused."""
+    chats = [
+        [
+            {"role": "user", "content": "word " * 12},
+            {"role": "assistant", "content": "first " * 9},
+            {"role": "user", "content": "more " * (number % 3 * 7 + 1)},
+            {"role": "assistant", "content": "last " * (number % 4 * 5 + 1)},
+        ]
+        for number in range(12)
+    ]
+    tokenizer = TextTokenizer.from_transformers(make_tokenizer(chat_template=template))
+    for task, rows in (
+        (Task.CAUSAL_LM, LONG),
+        (Task.CAUSAL_LM, [{"messages": chat} for chat in chats]),
+        (Task.SEQ2SEQ, LONG),
+    ):
+        way = Truncation.ERROR if error else Truncation.TAIL
+        rules = EncodingRules(LossOn.COMPLETION, way, 1 << 20, max_source=24, max_target=16)
+        encoder = make_encoder(ObjectiveType.SUPERVISED, task, tokenizer, rules)
+        examples = _examples(rows, ObjectiveType.SUPERVISED, task)
+        measure = Measure(tokenizer, ObjectiveType.SUPERVISED, task, LossOn.COMPLETION, Limits(24, 16, error))
+        light = list(measure.sizes(examples))
+        exact = [encoder.encode(example) for example in examples]
+        seen = [item if isinstance(item, BadRecord) else (item[1].tokens, item[1].cut) for item in light]
+        assert seen == [item if isinstance(item, BadRecord) else (item.kept, item.cut) for item in exact], task
+        assert sum(isinstance(item, BadRecord) or item.cut for item in exact) >= len(rows) // 3
+
+
 def test_prompts_that_fill_the_whole_sequence_leave_nothing_to_learn(folder: Folder) -> None:
     folder.put("train", [{"prompt": "word " * 200 + str(n), "completion": " end"} for n in range(30)])
     result = folder.check(maxSequenceLength=64)
@@ -239,6 +338,11 @@ def test_a_share_of_bad_rows_is_allowed_where_the_job_says_so(folder: Folder) ->
     assert result.data is not None and (result.data.rows, result.data.bad_rows) == (30, 1)
 
 
+def _examples(rows: list[dict[str, Any]], objective: ObjectiveType, task: Task) -> list[Any]:
+    reader = ExampleReader(None, None, None, objective=objective, task=task)
+    return list(reader.read(Record("dataset.sources[0].uri", "rows.jsonl", n, row) for n, row in enumerate(rows, 1)))
+
+
 def test_the_light_count_of_tokens_is_that_of_the_encoders(folder: Folder) -> None:
     data: dict[tuple[str, str], list[dict[str, Any]]] = {
         ("Supervised", "SequenceClassification"): LABELLED,
@@ -259,9 +363,7 @@ def test_the_light_count_of_tokens_is_that_of_the_encoders(folder: Folder) -> No
             labels = ("no", "yes") if task is Task.SEQUENCE_CLASSIFICATION else ("O", "B-PER", "B-LOC")
             rules = EncodingRules(LossOn.COMPLETION, Truncation.TAIL, 1 << 20, labels=labels)
             encoder = make_encoder(objective, task, tokenizer, rules)
-            reader = ExampleReader(None, None, None, objective=objective, task=task)
-            records = (Record("dataset.sources[0].uri", "rows.jsonl", n, row) for n, row in enumerate(rows, 1))
-            examples = list(reader.read(records))
+            examples = _examples(rows, objective, task)
             measure = Measure(tokenizer, objective, task, LossOn.COMPLETION)
             sizes = [size.tokens for _, size in measure.sizes(examples)]
             exact = [encoder.encode(example).length for example in examples]

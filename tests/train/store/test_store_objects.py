@@ -332,6 +332,18 @@ def test_a_server_that_refuses_conditions_is_told(settings: S3Settings) -> None:
     assert "If-None-Match" in str(error) and error.failure_class == "InvalidSpec"
 
 
+def test_a_clock_that_is_off_is_told_as_a_fault_of_the_platform_and_not_of_the_keys(settings: S3Settings) -> None:
+    """The server answers 403, as it does to wrong keys; another try, on another node, may help."""
+
+    class Skewed(Between):
+        def put_object(self, **arguments: Any) -> Any:
+            raise _refusal("RequestTimeTooSkewed", 403)
+
+    store = S3Store(Skewed(s3_client(settings)), "team-a")
+    error = _error(lambda: store.put("late", b"x"), StorageUnavailable)
+    assert "clocks of node and server differ" in str(error) and "platform team" in str(error)
+
+
 def test_a_conflict_between_writers_is_tried_again(settings: S3Settings) -> None:
     class Busy(Between):
         left = 2

@@ -10,7 +10,7 @@ import pytest
 
 from tests.train.methods.case import Case
 from tests.train.methods.cases import CASES
-from tests.train.worker.runs import Work, build_engine_in, in_child, made_model, records
+from tests.train.worker.runs import Work, build_engine_in, in_child, made_model
 
 WORDS = ("red", "blue", "green", "black", "white", "grey")
 SAY = [{"prompt": f"say {word}: ", "completion": word} for word in WORDS] * 6
@@ -161,16 +161,6 @@ def _answers_alone_and_together(folder: str) -> bool:
     together = generator.answers(engine, prompts)
     assert len(set(together)) > 2, "the answers differ, so that a mix-up would show"
     return together == [generator.answers(engine, [prompt])[0] for prompt in prompts]
-
-
-def test_an_answer_ends_where_the_models_positions_end(tmp_path: Path) -> None:
-    work = work_of(
-        tmp_path / "w",
-        {"evaluation": {"generation": {"maxNewTokens": 4000}}, "hyperparameters": {"totalSteps": 1}},
-        model={"family": "gpt2"},
-        rows=records(6),
-    )
-    assert work.train() == [0], work.logged()
 
 
 def test_predicted_classes_come_with_their_probabilities_and_agree_with_the_metrics(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from finetune_trainer.data.formats import Example, Turn
 from finetune_trainer.data.kinds import EncodedExample
 from finetune_trainer.data.readers import read_folder
 from finetune_trainer.data.records import Record
-from finetune_trainer.data.windows import Blocks, RandomWindows, contiguous_split, joined_lines
+from finetune_trainer.data.windows import Blocks, RandomWindows, cut_at, joined_lines, part_border
 
 DOCUMENTS = [(0, 5), (5, 6), (6, 20), (20, 20), (20, 33)]
 
@@ -76,18 +77,46 @@ def test_a_text_shorter_than_a_window_is_one_window() -> None:
     assert [window.input_ids.tolist() for window in RandomWindows(_documents([(0, 5)]), 8, 0)] == [[0, 1, 2, 3, 4]]
 
 
+def _cut(borders: Sequence[int], *texts: str) -> list[list[str]]:
+    parts: list[list[str]] = [[] for _ in (0, *borders)]
+    begin = 0
+    for example in _examples(*texts):
+        for place, piece in cut_at(example, begin, borders):
+            parts[place] += _texts([piece])
+        begin += example.characters
+    return parts
+
+
 def test_the_held_out_part_of_a_running_text_is_its_end() -> None:
-    first, last = contiguous_split(_examples("a" * 50, "b" * 45, "c" * 5), 0.1)
-    assert _texts(first) == ["a" * 50, "b" * 40]
-    assert _texts(last) == ["b" * 5, "c" * 5]
-    first, last = contiguous_split(_examples("".join(map(chr, range(100, 200)))), 0.1)
-    assert (len(_texts(first)[0]), len(_texts(last)[0])) == (90, 10), "one long text is cut too"
+    assert part_border(100, 0.1) == 90
+    assert _cut([90], "a" * 50, "b" * 45, "c" * 5) == [["a" * 50, "b" * 40], ["b" * 5, "c" * 5]]
+    assert _cut([80, 90], "a" * 100) == [["a" * 80], ["a" * 10], ["a" * 10]], "one long text is cut too"
+    assert _cut([50], "a" * 50, "b" * 50) == [["a" * 50], ["b" * 50]]
 
 
 def test_a_text_too_short_to_hold_out_from_is_refused() -> None:
     with pytest.raises(FinetuneError, match="leaves one side empty") as error:
-        contiguous_split(_examples("ab"), 0.1)
+        part_border(2, 0.1)
     assert (error.value.failure_class, error.value.field) == ("DataInvalid", "spec.dataset.validation")
+
+
+@pytest.mark.parametrize(
+    ("borders", "expected"),
+    [
+        ([], [(0, True, True)]),
+        ([14], [(0, True, False), (1, False, True)]),
+        ([10], [(1, False, True)]),
+        ([20], [(0, True, False)]),
+    ],
+)
+def test_a_part_ends_its_texts_wherever_a_piece_of_them_is_cut(
+    borders: list[int], expected: list[tuple[int, bool, bool]]
+) -> None:
+    example = _examples("0123456789")[0]
+    middle = replace(example, record=replace(example.record, continues=True, unfinished=True))
+    found = list(cut_at(middle, 10, borders))
+    assert [(place, piece.record.continues, piece.record.unfinished) for place, piece in found] == expected
+    assert "".join(_texts([piece for _, piece in found])) == "0123456789"
 
 
 def test_a_text_file_is_one_document_with_its_line_breaks(tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_data_in_a_report_cannot_break_out_of_its_table() -> None:
     assert "planned micro batch of 8: the run went on with 2, and gradients accumulated over 12 passes" in text
     assert "| LossSpike | 1,234 | 1,224 | 1,254 | 0.25 |" in text
     assert "| f1 (macro mean) | 0.2000 | 0.4000 | +100.0 % |" in text
+    assert "generation.maxNewTokens: answers end after 64 tokens." in text
 
 
 def _report(answer: dict[str, str]) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _report(answer: dict[str, str]) -> dict[str, Any]:
             "base": {"f1": 0.2},
             "tuned": {"f1": 0.4},
             "changePercent": {"f1": 100.0},
-            "notes": {"f1": "macro mean"},
+            "notes": {"f1": "macro mean", "generation.maxNewTokens": "answers end after 64 tokens"},
             "requirements": [],
         },
         "answers": [answer],

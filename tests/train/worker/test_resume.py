@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.methods.case import Case, merged
+from tests.train.methods.case import Case
 from tests.train.methods.cases_data import CASES as DATA
 from tests.train.methods.cases_preference import pairs, preference
 from tests.train.methods.cases_pretrain import CASES as PRETRAIN
@@ -35,7 +35,10 @@ METHODS = {
         "full",
         {"family": "gpt2", "dropout": 0.2},
         records(60),
-        {"tuning": FULL, "hyperparameters": {"packing": True, "maxSequenceLength": 96, "schedule": "Cosine"}},
+        {
+            "tuning": FULL,
+            "hyperparameters": {"packing": True, "maxSequenceLength": 96, "schedule": "Cosine", "neftuneAlpha": 5.0},
+        },
     ),
     # rank 64 gives tensors large enough for states of 8 bits
     "QLoRA": Case(
@@ -47,8 +50,7 @@ METHODS = {
             "hyperparameters": {"precision": "BF16", "optimizer": "PagedAdamW8bit", "gradientCheckpointing": True},
         },
     ),
-    # A policy that is compared with its reference trains without dropout: noise takes its place.
-    "DPO": Case("dpo", {"spread": 0.2}, pairs(), merged(preference("DPO"), {"hyperparameters": {"neftuneAlpha": 5.0}})),
+    "DPO": Case("dpo", {"spread": 0.2}, pairs(), preference("DPO")),
     "balanced labels": BY_NAME["classification-balanced"],
     "redrawn windows": BY_NAME["pretrain-character"],
 }

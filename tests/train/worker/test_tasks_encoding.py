@@ -191,6 +191,9 @@ def test_source_and_target_have_limits_of_their_own(folders: dict[str, Path]) ->
     assert isinstance(refused, BadRecord)
     assert re.fullmatch(r"the target has \d+ tokens, more than dataset.maxTargetTokens 4", refused.problem)
     assert refused.mend.startswith("Raise dataset.maxTargetTokens")
+    wide = Seq2SeqEncoder(tokenizer, rules(truncation=Truncation.TAIL, max_length=6, max_source=60, max_target=4))
+    bounded = wide.encode(asked(TEXTS[0], TEXTS[1])).example
+    assert (len(bounded.input_ids), len(bounded.labels)) == (6, 4), "memory is planned for max_length"
     empty = Seq2SeqEncoder(tokenizer, rules()).encode(asked("Paris", "</s>"))
     assert isinstance(empty, BadRecord) and empty.problem == "the target has no token"
 

@@ -42,6 +42,12 @@ def test_every_example_is_valid(path: Path) -> None:
     assert list(check_examples.faults(path)) == []
 
 
+def format_of(spec: FineTuneJobSpec) -> str:
+    """As which preflight reads the records of an example: those that have limits of their own have two parts."""
+    limited = spec.dataset.max_source_tokens or spec.dataset.max_target_tokens
+    return spec.dataset.format or ("PromptCompletion" if limited else "Text")
+
+
 JOBS = [path for path in sorted(EXAMPLES.rglob("*.yaml")) if path.name != "gpupool.yaml"]
 
 
@@ -51,7 +57,7 @@ def test_every_example_can_be_planned(path: Path) -> None:
     spec = job(str(path.relative_to(EXAMPLES)))
     pools = (values.cpu_pool(16), *chart_pools())
     model = values.small_model(max_positions=8192, **values.mixture(spec))
-    data = values.data_facts(200, format=spec.dataset.format or "Text")
+    data = values.data_facts(200, format=format_of(spec))
     references = build_references(spec, local=True)
     run = make_plan(spec, values.JOB, values.preflight(spec, model, data), references, pools, "image").run
     assert run.objective.type == spec.objective_type
@@ -82,9 +88,12 @@ def pools_for(spec: FineTuneJobSpec) -> list[Pool]:
 
 
 def planned_for_real(spec: FineTuneJobSpec) -> Planned:
+    # Preflight reports what the limits leave: of a Seq2Seq model two sequences, else one with its first and last token.
     source, target = spec.dataset.max_source_tokens, spec.dataset.max_target_tokens
-    longest = source + target if source and target else 1000
-    data = values.data_facts(2000, format=spec.dataset.format or "Text", longest_tokens=longest)
+    longest = 1000
+    if source and target:
+        longest = max(source, target) if spec.task == "Seq2Seq" else source + target + 2
+    data = values.data_facts(2000, format=format_of(spec), longest_tokens=longest)
     found = values.preflight(spec, figures.real_model(str(spec.model.uri)), data)
     found = found.model_copy(update={"further_weight_bytes": figures.further_weights(spec)})
     return make_plan(spec, values.JOB, found, build_references(spec), pools_for(spec), "image")

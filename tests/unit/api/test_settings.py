@@ -64,7 +64,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dataset.maxSourceTokens": {"dataset": {"maxSourceTokens": 64}},
     "dataset.maxBadShare": {"dataset": {"maxBadShare": 0.25}},
     "dataset.test.fraction": {"dataset": {"test": {"fraction": 0.25}}},
-    "evaluation.maxGenerated": {"evaluation": {"maxGenerated": 3}},
+    "evaluation.maxGenerated": {"evaluation": {"maxGenerated": 3, "metrics": ["bleu"]}},
     "evaluation.metrics": {"evaluation": {"metrics": ["bleu"]}},
     "checkpoint.keepBest": {"checkpoint": {"keepBest": 2}},
     "checkpoint.bestMetric": {"checkpoint": {"bestMetric": "tokenAccuracy"}},

@@ -11,7 +11,8 @@ from finetune_api.crd import structural
 from finetune_api.failures import FinetuneError
 from finetune_api.job import FineTuneJobSpec, TuningType
 from finetune_api.planner import unsupported
-from finetune_api.planner.support import CHOICES, NOT_YET, TRAINING_ONLY
+from finetune_api.planner.support import CHOICES, NOT_YET
+from finetune_api.planner.unused import TRAINING_ONLY
 from tests.unit.api import values
 
 S3 = {"uri": "s3://b/place"}
@@ -38,6 +39,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "spec.dataset.test.source.weight": {"dataset": {"test": {"source": {**S3, "weight": 2}}}},
     "spec.dataset.lossOn": {"model": {"task": "SequenceClassification"}, "dataset": {"lossOn": "All"}},
     "spec.dataset.balanceLabels": {"dataset": {"balanceLabels": True}},
+    "spec.dataset.maxSourceTokens": {"objective": {"type": "ORPO"}, "dataset": {"maxSourceTokens": 64}},
+    "spec.dataset.maxTargetTokens": {"dataset": {"format": "Text", "maxTargetTokens": 64}},
     "spec.objective.distillation.teacher.revision": {
         "objective": {"type": "Distillation", "distillation": {"teacher": {**S3, "revision": "v1"}}}
     },
@@ -98,6 +101,19 @@ REFUSED: dict[str, dict[str, Any]] = {
         **values.OBJECTIVES["Evaluation"],
         "hyperparameters": {"learningRate": 1e-4},
     },
+    "spec.hyperparameters.neftuneAlpha": {"objective": {"type": "KTO"}, "hyperparameters": {"neftuneAlpha": 5.0}},
+    "spec.hyperparameters.routerLossWeight": {
+        "model": {"task": "TokenClassification"},
+        "hyperparameters": {"routerLossWeight": 0.01},
+    },
+    "spec.evaluation.probes": {"objective": {"type": "Reward"}, "evaluation": {"probes": ["Hello"]}},
+    "spec.evaluation.generation": {
+        "model": {"task": "SequenceClassification"},
+        "evaluation": {"generation": {"maxNewTokens": 8}},
+    },
+    "spec.evaluation.maxGenerated": {"evaluation": {"maxGenerated": 8}},
+    "spec.evaluation.generation.temperature": {"evaluation": {"generation": {"temperature": 0.7}}},
+    "spec.evaluation.generation.topK": {"evaluation": {"generation": {"doSample": False, "topK": 50}}},
     "spec.evaluation.metrics[0]": {"evaluation": {"metrics": ["blue"]}},
     "spec.evaluation.require[0].metric": {"evaluation": {"require": [{"metric": "beauty", "min": 1}]}},
     "spec.evaluation.retention": {"evaluation": {"retention": S3}, "model": {"task": "Seq2Seq"}},
@@ -157,6 +173,115 @@ def test_the_smallest_job_and_one_with_plain_settings_are_accepted() -> None:
     assert unsupported(values.spec(hyperparameters={"packing": False, "zeroStage": 0, "epochs": 1})) == []
     assert unsupported(values.spec(objective={"type": "KTO"}, hyperparameters={"globalBatchSize": 2})) == []
     assert unsupported(values.spec(hyperparameters={"globalBatchSize": 1})) == []
+
+
+LIMITS = {"maxSourceTokens": 64, "maxTargetTokens": 64}
+ASKS = {"probes": ["Hello"], "generation": {"numBeams": 2}, "metrics": ["bleu"], "maxGenerated": 8}
+WEIGHT = {"routerLossWeight": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "fields"),
+    [
+        (kind, None, ["maxSourceTokens", "maxTargetTokens"])
+        for kind in ("Pretrain", "Reward", "DPO", "ORPO", "KTO", "PPO", "GRPO")
+    ]
+    + [
+        ("Supervised", "MaskedLM", ["maxSourceTokens", "maxTargetTokens"]),
+        ("Supervised", "SequenceClassification", ["maxSourceTokens", "maxTargetTokens"]),
+        ("Distillation", "SequenceClassification", ["maxSourceTokens", "maxTargetTokens"]),
+        ("Evaluation", "TokenClassification", ["maxSourceTokens", "maxTargetTokens"]),
+        ("Supervised", "CausalLM", []),
+        ("Supervised", "Seq2Seq", []),
+        ("Distillation", "CausalLM", []),
+        ("Evaluation", "CausalLM", []),
+        ("Evaluation", "Seq2Seq", []),
+    ],
+)
+def test_limits_of_prompt_and_completion_are_refused_where_no_record_is_cut_by_them(
+    kind: str, task: str | None, fields: list[str]
+) -> None:
+    job = values.spec(**values.merge(values.OBJECTIVES[kind], {"model": {"task": task}, "dataset": LIMITS}))
+    assert [item.field for item in unsupported(job)] == [f"spec.dataset.{name}" for name in fields]
+
+
+@pytest.mark.parametrize("task", ["MaskedLM", "SequenceClassification", "TokenClassification"])
+def test_wishes_about_answers_are_refused_where_the_model_writes_none(task: str) -> None:
+    job = values.spec(model={"task": task}, evaluation={**ASKS, "metrics": None})
+    names = [item.field.removeprefix("spec.evaluation.") for item in unsupported(job)]
+    assert names == ["generation", "maxGenerated", "probes"]
+    for writer in ("CausalLM", "Seq2Seq"):
+        assert unsupported(values.spec(model={"task": writer}, evaluation=ASKS)) == []
+
+
+def test_what_only_the_records_show_to_be_in_vain_is_refused_by_the_planner() -> None:
+    """The format is detected: before preflight nobody knows that the text is plain."""
+    causal = values.spec(dataset=LIMITS)
+    require = [{"metric": "loss", "max": 3}, {"metric": "rougeL", "min": 0.1}]
+    spans = values.spec(model={"task": "Seq2Seq"}, evaluation={**ASKS, "require": require})
+    answers = ["evaluation.generation", "evaluation.maxGenerated", "evaluation.probes", "evaluation.metrics[0]"]
+    answers += ["evaluation.require[1].metric"]
+    for job, fields in (
+        (causal, ["dataset.maxSourceTokens", "dataset.maxTargetTokens"]),
+        (values.spec(dataset={"lossOn": "Completion"}), ["dataset.lossOn"]),
+        (spans, answers),
+    ):
+        assert unsupported(job) == []
+        assert [item.field for item in unsupported(job, "Text")] == [f"spec.{name}" for name in fields]
+        with pytest.raises(FinetuneError) as caught:
+            values.plan(job, data=values.data_facts(format="Text"))
+        assert (caught.value.failure_class, caught.value.field) == ("UnsupportedField", f"spec.{fields[0]}")
+        values.plan(job, model=values.small_model())
+
+
+def test_shares_of_hidden_text_are_refused_where_the_records_are_no_plain_text() -> None:
+    job = values.spec(model={"task": "Seq2Seq"}, objective={"type": "Supervised", "pretrain": {"maskProbability": 0.3}})
+    assert unsupported(job) == [] == unsupported(job, "Text")
+    [refused] = unsupported(job, "QuestionAnswer")
+    assert refused.field == "spec.objective.pretrain"
+    assert "the records are read as QuestionAnswer" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "refused"),
+    [
+        ("Supervised", "CausalLM", False),
+        ("Supervised", "Seq2Seq", False),
+        ("Pretrain", None, False),
+        ("GRPO", None, False),
+        ("Supervised", "MaskedLM", True),
+        ("Supervised", "SequenceClassification", True),
+        ("Distillation", "SequenceClassification", True),
+        ("Reward", None, True),
+    ],
+)
+def test_a_weight_of_the_router_is_refused_where_the_model_tells_no_balance(
+    kind: str, task: str | None, refused: bool
+) -> None:
+    job = values.spec(**values.merge(values.OBJECTIVES[kind], {"model": {"task": task}, "hyperparameters": WEIGHT}))
+    assert [item.field for item in unsupported(job)] == ["spec.hyperparameters.routerLossWeight"] * refused
+
+
+@pytest.mark.parametrize("kind", sorted(values.OBJECTIVES))
+def test_noise_is_refused_where_it_would_be_the_difference_of_two_passes(kind: str) -> None:
+    job = values.spec(**values.merge(values.OBJECTIVES[kind], {"hyperparameters": {"neftuneAlpha": 5.0}}))
+    refused = kind in ("DPO", "KTO", "PPO", "GRPO", "Evaluation")
+    assert [item.field for item in unsupported(job)] == ["spec.hyperparameters.neftuneAlpha"] * refused
+
+
+def test_settings_of_sampling_need_sampling() -> None:
+    wishes = {"temperature": 0.7, "topK": 50, "topP": 0.9, "numBeams": 5}
+    found = unsupported(values.spec(evaluation={"generation": wishes}))
+    assert [item.field.rpartition(".")[2] for item in found] == ["temperature", "topK", "topP"]
+    assert unsupported(values.spec(evaluation={"generation": {**wishes, "doSample": True}})) == []
+
+
+def test_a_number_of_answers_needs_something_that_compares_them() -> None:
+    needs = {"require": [{"metric": "rougeL", "min": 0.1}]}
+    assert unsupported(values.spec(evaluation={"maxGenerated": 8, **needs})) == []
+    assert unsupported(values.spec(**values.OBJECTIVES["Evaluation"], evaluation={"maxGenerated": 8})) == []
+    [refused] = unsupported(values.spec(**values.OBJECTIVES["DPO"], evaluation={"maxGenerated": 8}))
+    assert refused.message.endswith("none is asked for; remove it")
 
 
 @pytest.mark.parametrize("kind", TuningType)

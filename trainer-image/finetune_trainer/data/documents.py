@@ -35,11 +35,13 @@ class DocumentEncoder:
         ids, _ = self.tokenizer.encode("\n".join(turn.text for turn in example.turns))
         if not ids:
             return example.record.bad("its text has no token", "Give it a text.")
-        frame = len(self._prefix) + len(self._suffix)
+        prefix = () if example.record.continues else self._prefix
+        suffix = () if example.record.unfinished else self._suffix
+        frame = len(prefix) + len(suffix)
         length = len(ids) + frame
         if self._error and length > self._limit:
             return too_long(example.record, length, self._limit, field="hyperparameters.maxSequenceLength")
-        whole = as_array([*self._prefix, *ids[: max(self._limit - frame, 0)], *self._suffix])
+        whole = as_array([*prefix, *ids[: max(self._limit - frame, 0)], *suffix])
         return Encoding(EncodedExample(whole, whole), length, len(whole), len(whole), "")
 
     def show(self, item: EncodedExample) -> str:

@@ -8,7 +8,7 @@ without it the first word of the completion would never be learnt. The prompt of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from finetune_api.job import LossOn, Truncation
@@ -33,8 +33,9 @@ _CONTINUED_TOKENS = 32
 class Rendered:
     """An example as text.
 
-    spans: character ranges in the loss. ends: whether an end token already closes the last one. prompt_end: where the
-    last completion begins. answer: that completion, for comparison with what the model writes.
+    spans: character ranges in the loss. ends: whether an end token already closes the last one, or the text goes on.
+    prompt_end: where the last completion begins. answer: that completion, for comparison with what the model writes.
+    begins: whether it is the beginning of its text.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Rendered:
     ends: bool
     prompt_end: int
     answer: str
+    begins: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +104,24 @@ class Encoder:
 
     def _prepared(self, example: Example) -> tuple[Rendered, Sequence[Turn], int] | BadRecord:
         """(text, turns, tokens cut off by the limits of source and target) of an example."""
-        turns, cut = example.turns, 0
-        if any(self._limits.values()):
-            limited = self._limited(example)
-            if isinstance(limited, BadRecord):
-                return limited
-            turns, cut = limited
+        limited = self.within_limits(example)
+        if isinstance(limited, BadRecord):
+            return limited
+        turns, cut = limited[0].turns, limited[1]
         try:
-            return self.render(turns), turns, cut
+            rendered, record = self.render(turns), example.record
         except ChatError as error:
             return example.record.bad(str(error), "Correct the messages, or set dataset.promptTemplate.")
+        ends = rendered.ends or record.unfinished
+        return replace(rendered, ends=ends, begins=not record.continues), turns, cut
 
-    def _limited(self, example: Example) -> tuple[Sequence[Turn], int] | BadRecord:
-        """Question and answer within their limits: both lose their end, but a template's text its beginning, because
-        the words that ask for the answer stand at its end."""
+    def within_limits(self, example: Example) -> tuple[Example, int] | BadRecord:
+        """(the example with its last question and answer within their limits, tokens cut off); a BadRecord for Error.
+
+        Both lose their end, but a template's text its beginning, because the words that ask for the answer stand there.
+        """
         turns, cut = list(example.turns), 0
-        last = max((k for k, turn in enumerate(turns) if turn.role in _ANSWERS), default=len(turns))
-        asked = max((k for k, turn in enumerate(turns[:last]) if turn.role in ("user", "prompt")), default=-1)
-        for (name, limit), at in zip(self._limits.items(), (asked, last), strict=True):
+        for (name, limit), at in zip(self._limits.items(), question_and_answer(turns), strict=True):
             if limit is None or not 0 <= at < len(turns):
                 continue
             turn = turns[at]
@@ -132,14 +134,14 @@ class Encoder:
                 return example.record.bad(problem, f"Raise {name}, or set dataset.truncation to Tail.")
             kept = turn.text[offsets[over][0] :] if turn.role == "prompt" else turn.text[: offsets[limit - 1][1]]
             turns[at], cut = Turn(turn.role, kept), cut + over
-        return turns, cut
+        return (replace(example, turns=tuple(turns)), cut) if cut else (example, 0)
 
     def _encoded(
         self, example: Example, rendered: Rendered, turns: Sequence[Turn], cut: int, encoded: PlacedTokens
     ) -> Encoding | BadRecord | None:
         ids, labels, prompt = self.tokens(rendered, encoded)
         length, whole = len(ids) + cut, len(turns)
-        if not _learns(labels):
+        if not _learns(labels) and not example.record.unfinished:
             return example.record.bad("no token of it is in the loss", "Give it a completion.")
         if len(ids) > self._max_length and self._truncation is Truncation.ERROR:
             return example.record.bad(
@@ -158,7 +160,7 @@ class Encoder:
                 return example.record.bad(str(error), "Correct the messages, or set dataset.promptTemplate.")
             ids, labels, prompt = self.tokens(rendered)
         ids, labels = ids[: self._max_length], labels[: self._max_length]
-        if not _learns(labels):
+        if not _learns(labels) and not example.record.unfinished:
             return None
         item = EncodedExample(as_array(ids), as_array(labels))
         return Encoding(item, length, len(ids), prompt, rendered.answer, whole - len(turns))
@@ -196,7 +198,7 @@ class Encoder:
         prompt = placed.reaching(rendered.prompt_end)
         if not rendered.ends and ids[-1:] != [self.tokenizer.eos_id]:
             ids, labels = [*ids, self.tokenizer.eos_id], [*labels, self.tokenizer.eos_id]
-        change = self.tokenizer.with_bos(ids)
+        change = self.tokenizer.with_bos(ids) if rendered.begins else 0
         if change > 0 and self.tokenizer.bos_id is not None:
             ids, labels = [self.tokenizer.bos_id, *ids], [IGNORED, *labels]
         elif change < 0:
@@ -225,6 +227,12 @@ class Encoder:
                 inside, run = not inside, []
             run.append(token)
         return "".join([*parts, self.tokenizer.decode(run), CLOSE if inside else ""])
+
+
+def question_and_answer(turns: Sequence[Turn]) -> tuple[int, int]:
+    """Where the last answer's question and that answer stand in turns; -1 and the number of turns where there is none."""
+    answer = max((k for k, turn in enumerate(turns) if turn.role in _ANSWERS), default=len(turns))
+    return max((k for k, turn in enumerate(turns[:answer]) if turn.role in ("user", "prompt")), default=-1), answer
 
 
 def as_array(ids: Sequence[int]) -> NDArray[np.int32]:

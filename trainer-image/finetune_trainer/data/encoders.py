@@ -83,7 +83,7 @@ REGISTRY: dict[tuple[ObjectiveType, Task], Callable[[TextTokenizer, EncodingRule
 def method(run: RunFile) -> ObjectiveType:
     """Under which objective a run's encoder and loss are registered.
 
-    Evaluation reads as Supervised does; plain text of MaskedLM and Seq2Seq, which is noised, as Pretrain does.
+    Evaluation reads as Supervised does; text that is noised (MaskedLM, Seq2Seq) or joined (CausalLM) as Pretrain does.
     """
     kind = run.objective.type
     if run.objective.pretrain is not None:

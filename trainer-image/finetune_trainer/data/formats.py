@@ -68,6 +68,12 @@ class Example:
     words: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
+    @property
+    def characters(self) -> int:
+        """Of all its texts."""
+        turns = (*self.turns, *self.chosen, *self.rejected)
+        return sum(len(turn.text) for turn in turns) + sum(len(word) for word in self.words)
+
 
 @dataclass(frozen=True)
 class RecordShape:
@@ -115,6 +121,8 @@ def needs(objective: ObjectiveType, task: Task) -> str:
     if objective is ObjectiveType.KTO:
         listed.append(f"{DataFormat.PREFERENCE.value} ({', '.join(JUDGED)}: true or false)")
     who = f"objective {objective.value}" if objective is not ObjectiveType.SUPERVISED else f"a {task.value} model"
+    if objective is ObjectiveType.PRETRAIN:
+        who = "running text (objective Pretrain or pretrain.blockSize)"
     return f"{who} needs {' or '.join(listed)}"
 
 

@@ -212,4 +212,4 @@ def trained_view(
 def joins_documents(run: RunFile) -> bool:
     """Whether the documents of a run on plain text are read as one running text: they must not be cut before."""
     settings = run.objective.pretrain
-    return settings is not None and (settings.random_windows or run.hyperparameters.packing)
+    return settings is not None and (settings.random_windows or run.hyperparameters.packing or run.joins_text)

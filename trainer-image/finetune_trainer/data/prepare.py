@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_api.digest import canonical_json
 from finetune_api.failures import FinetuneError
@@ -35,7 +35,7 @@ from finetune_trainer.data.records import BadRecord, BadRows
 from finetune_trainer.data.split import TEST, TRAIN, VALIDATION, HeldOut, choose_held_out, rank_of
 from finetune_trainer.data.table import TableWriter
 from finetune_trainer.data.tokenizer import TextTokenizer
-from finetune_trainer.data.windows import contiguous_split
+from finetune_trainer.data.windows import cut_at, part_border
 
 INDEX = "index.json"
 MAX_SHARE_WITHOUT_LOSS = 0.05
@@ -46,6 +46,7 @@ _BATCH_RECORDS = 256
 _BATCH_CHARACTERS = 1 << 16
 _ENDLESS = 1 << 40
 
+T = TypeVar("T")
 Found = tuple[str, int, Example | BadRecord]
 """Part, number of the source, and what was read."""
 
@@ -100,8 +101,9 @@ class Preparation:
             dataset.format,
             dataset.columns,
             dataset.prompt_template,
-            objective=run.objective.type,
+            objective=ObjectiveType.PRETRAIN if run.joins_text else run.objective.type,
             task=run.model.task,
+            whole_texts=not joins_documents(run),
         )
         self._stats = DataStats()
         self._prompts: dict[str, list[HeldOutPrompt]] = {TRAIN: [], VALIDATION: [], TEST: []}
@@ -168,7 +170,9 @@ class Preparation:
                 if isinstance(item, BadRecord):
                     bad.add(item)
                     continue
-                counts["usable"] += 1
+                counts["usable"] += not item.record.continues
+                if item.record.continues:
+                    continue  # it is where its text begins
                 if splits and part == TRAIN:
                     ranks.append(rank_of(item, run.hyperparameters.seed))
                 yield item
@@ -186,9 +190,9 @@ class Preparation:
         return held_out, names
 
     def _reads_as_one_text(self) -> bool:
-        """Whether held-out text is the end of the running text, because windows at random places would overlap."""
+        """Whether held-out text is the end of the running text: it is one document, or its windows would overlap."""
         settings = self._run.objective.pretrain
-        return settings is not None and settings.random_windows
+        return self._run.joins_text or (settings is not None and settings.random_windows)
 
     def _parts(self, held_out: HeldOut) -> Iterator[Found]:
         """Everything that is read, with the part that each example belongs to."""
@@ -196,27 +200,46 @@ class Preparation:
             yield from self._running_text()
             return
         splits = held_out != HeldOut()
+        of_text = TRAIN
         for part, number, item in self._found():
             if splits and part == TRAIN and isinstance(item, Example):
-                part = held_out.part(rank_of(item, self._run.hyperparameters.seed))
+                if not item.record.continues:
+                    of_text = held_out.part(rank_of(item, self._run.hyperparameters.seed))
+                part = of_text
             yield part, number, item
 
     def _running_text(self) -> Iterator[Found]:
         """The sources as one text, whose end is held out."""
-        dataset = self._run.dataset
-        texts: list[tuple[int, Example]] = []
+        borders, names = self._borders()
+        begin = 0
         for part, number, item in self._found():
-            if part == TRAIN and isinstance(item, Example):
-                texts.append((number, item))
-            else:
+            if part != TRAIN or isinstance(item, BadRecord):
                 yield part, number, item
-        numbers = {id(example.record): number for number, example in texts}
-        examples = [example for _, example in texts]
-        for part, fraction in ((TEST, dataset.test_fraction), (VALIDATION, dataset.validation_fraction)):
-            if fraction is not None:
-                examples, last = contiguous_split(examples, fraction)
-                yield from ((part, 0, example) for example in last)
-        yield from ((TRAIN, numbers[id(example.record)], example) for example in examples)
+                continue
+            for place, piece in cut_at(item, begin, borders):
+                yield names[place], number if place == 0 else 0, piece
+            begin += item.characters
+
+    def _borders(self) -> tuple[list[int], list[str]]:
+        """(where the held-out parts of the running text begin, the names of all its parts)."""
+        dataset = self._run.dataset
+        shares = ((TEST, dataset.test_fraction), (VALIDATION, dataset.validation_fraction))
+        wanted = [(name, fraction) for name, fraction in shares if fraction is not None]
+        borders: list[int] = []
+        end = self._characters() if wanted else 0
+        for _, fraction in wanted:
+            end = part_border(end, fraction)
+            borders.insert(0, end)
+        return borders, [TRAIN, *(name for name, _ in reversed(wanted))]
+
+    def _characters(self) -> int:
+        """Of the running text, which is read once to count them."""
+        total = 0
+        for part, _, item in self._found():
+            self._beat()
+            if part == TRAIN and isinstance(item, Example):
+                total += item.characters
+        return total
 
     # ---- encoding
 
@@ -239,12 +262,13 @@ class Preparation:
         writers = {name: TableWriter(self._folder / name) for name in sources_of(self._run)}
         bad = {part: BadRows() for part in (TRAIN, VALIDATION, TEST)}
         empty_ones = dict.fromkeys(bad, 0)
-        for batch in _batches(self._parts(held_out)):
+        for batch in in_batches(self._parts(held_out), lambda found: found[2]):
             self._beat()
             results = iter(_encode_all(encoder, [item for _, _, item in batch if isinstance(item, Example)]))
             for part, number, item in batch:
                 encoding = item if isinstance(item, BadRecord) else next(results)
-                self._seen[part] = self._seen.get(part, 0) + 1
+                continues = isinstance(item, Example) and item.record.continues
+                self._seen[part] = self._seen.get(part, 0) + (not continues)
                 if isinstance(encoding, BadRecord):
                     bad[part].add(encoding)
                 elif encoding is None:
@@ -265,12 +289,13 @@ class Preparation:
         stats = self._stats
         if part == TRAIN and not self._sample:
             self._sample = encoder.show(encoding.example)
-        writer.add(encoding.example, encoding.kept)
+        continues = example.record.continues and writer.rows > 0
+        writer.add(encoding.example, encoding.kept, continues=continues)
         stats.cut += encoding.cut
         stats.cut_tokens += encoding.length - encoding.kept
         prompts = self._prompts[part]
         asks = part != TRAIN or self._run.objective.type is ObjectiveType.EVALUATION
-        if asks and len(prompts) < self._run.evaluation.max_generated:
+        if asks and not continues and len(prompts) < self._run.evaluation.max_generated:
             prompt = held_out_prompt(encoder, example, encoding)
             if prompt is not None:
                 prompts.append(prompt)
@@ -320,15 +345,17 @@ def _encode_all(encoder: RecordEncoder, examples: list[Example]) -> list[Encodin
     return [encoder.encode(example) for example in examples]
 
 
-def _batches(found: Iterable[Found]) -> Iterator[list[Found]]:
-    """What is encoded at once: some records, or few long ones, because the tokenizer keeps 100 bytes of each token."""
-    batch: list[Found] = []
+def in_batches(items: Iterable[T], read: Callable[[T], Example | BadRecord]) -> Iterator[list[T]]:
+    """What is tokenised at once: some records, or few long ones, because the tokenizer keeps 100 bytes of each token.
+
+    read: what was read as an item.
+    """
+    batch: list[T] = []
     characters = 0
-    for part, number, item in found:
-        batch.append((part, number, item))
-        if isinstance(item, Example):
-            turns = (*item.turns, *item.chosen, *item.rejected)
-            characters += sum(len(turn.text) for turn in turns) + sum(len(word) for word in item.words)
+    for item in items:
+        batch.append(item)
+        found = read(item)
+        characters += found.characters if isinstance(found, Example) else 0
         if len(batch) == _BATCH_RECORDS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -25,11 +25,16 @@ class ExampleReader:
         *,
         objective: ObjectiveType = ObjectiveType.SUPERVISED,
         task: Task = Task.CAUSAL_LM,
+        whole_texts: bool = False,
     ) -> None:
-        """The settings of a data set, and for which objective and task it is read."""
+        """The settings of a data set, and for which objective and task it is read.
+
+        whole_texts: a txt file that is one text is one record however long it is, as it is for a template.
+        """
         self._settings = (format, columns, prompt_template)
         self._objective = objective
         self._task = task
+        self._whole_texts = whole_texts or prompt_template is not None
         self._shape: RecordShape | None = None
 
     @property
@@ -40,9 +45,10 @@ class ExampleReader:
     def read(self, rows: Iterable[Row]) -> Iterator[Example | BadRecord]:
         """The examples of rows. Raises FinetuneError if no format fits the first record, or a setting does not.
 
-        For KTO a pair of completions gives two examples; for Pretrain the lines of a txt file give one.
+        For KTO a pair of completions gives two examples; for Pretrain the lines of a txt file give one, or
+        several that continue each other.
         """
-        for row in joined_lines(rows) if self._objective is ObjectiveType.PRETRAIN else rows:
+        for row in joined_lines(rows, whole=self._whole_texts) if self._objective is ObjectiveType.PRETRAIN else rows:
             if isinstance(row, BadRecord):
                 yield row
                 continue

@@ -18,12 +18,15 @@ class Record:
     """One record. source: the spec path of its source's URI, such as `dataset.sources[0].uri`.
 
     row counts from 1: the line number in jsonl, csv and txt files, the record's position in json and parquet files.
+    continues: its text goes on where that of the record before ended. unfinished: the next record's text continues it.
     """
 
     source: str
     file: str
     row: int
     fields: Mapping[str, Any]
+    continues: bool = False
+    unfinished: bool = False
 
     @property
     def where(self) -> str:

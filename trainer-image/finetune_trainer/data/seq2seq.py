@@ -20,13 +20,11 @@ class Seq2SeqEncoder:
     """Encodes prompts as sources and completions as targets, as the model's own tokenizer does."""
 
     def __init__(self, tokenizer: TextTokenizer, rules: EncodingRules) -> None:
-        """rules.max_source, rules.max_target: limits in tokens; rules.max_length where they are None."""
+        """rules.max_source, rules.max_target: limits in tokens, within rules.max_length, for which memory is planned."""
         self.tokenizer = tokenizer
         self._error = rules.truncation is Truncation.ERROR
-        self._source_limit = rules.max_source or rules.max_length
-        self._target_limit = rules.max_target or rules.max_length
-        self._source_field = "dataset.maxSourceTokens" if rules.max_source else "hyperparameters.maxSequenceLength"
-        self._target_field = "dataset.maxTargetTokens" if rules.max_target else "hyperparameters.maxSequenceLength"
+        self._source_limit, self._source_field = _bound("dataset.maxSourceTokens", rules.max_source, rules.max_length)
+        self._target_limit, self._target_field = _bound("dataset.maxTargetTokens", rules.max_target, rules.max_length)
 
     def encode(self, example: Example) -> Encoding | BadRecord | None:
         """An EncodedTarget; a BadRecord for a record that is not a source and a target, or is too long for Error."""
@@ -72,3 +70,8 @@ class Seq2SeqEncoder:
     def _shorter(ids: list[int], end: tuple[int, ...], limit: int) -> list[int]:
         """ids cut to limit; what has to stand at the end still does."""
         return ids if len(ids) <= limit else [*ids[: max(limit - len(end), 0)], *end]
+
+
+def _bound(name: str, limit: int | None, whole: int) -> tuple[int, str]:
+    """(the lower of both limits in tokens, the field that sets it)."""
+    return (limit, name) if limit is not None and limit <= whole else (whole, "hyperparameters.maxSequenceLength")

@@ -42,8 +42,8 @@ class TableWriter:
         self._waiting = 0
         self.rows = 0
 
-    def add(self, item: Item, tokens: int) -> None:
-        """One more item; tokens: how many it was encoded to."""
+    def add(self, item: Item, tokens: int, *, continues: bool = False) -> None:
+        """One more item; tokens: how many it was encoded to. continues: it is more of the item before."""
         if self._kind is None:
             self._open(item)
         assert type(item) is self._kind  # one encoder makes one kind
@@ -51,21 +51,27 @@ class TableWriter:
             if name == _TOKENS:
                 value: Any = tokens
             elif name == _LOSS:
-                value = loss_tokens(item)
+                value = loss_tokens(item, begins=not continues)
             else:
                 value = getattr(item, name)
-            self._pending[name].append(value)
+            numbers = name
             if dtype != "int64":
+                self._pending[name].append(value)
                 self._ends[name] += len(value)
-                self._pending[f"{name}.offsets"].append(self._ends[name])
-        self.rows += 1
+                numbers, value = f"{name}.offsets", self._ends[name]
+            elif continues:
+                value += self._pending[name][-1]
+            if continues:
+                self._pending[numbers].pop()
+            self._pending[numbers].append(value)
+        self.rows += not continues
         self._waiting += tokens
         if self._waiting >= _FLUSH_TOKENS:
             self._flush()
 
     def close(self) -> None:
         """Everything is on disk, and the header with it."""
-        self._flush()
+        self._flush(last=True)
         for file in self._files.values():
             file.close()
         kind = self._kind.__name__ if self._kind is not None else None
@@ -83,16 +89,18 @@ class TableWriter:
                 self._pending[file] = [0] if file != name else []
                 self._files[file] = (self._folder / file).open("wb")
 
-    def _flush(self) -> None:
+    def _flush(self, *, last: bool = False) -> None:
+        """Writes what waits; the numbers of the last item wait on, unless it is the last: it may be continued."""
         import numpy as np  # the light image counts tokens without it
 
         self._waiting = 0
         for name, values in self._pending.items():
             whole = self._columns.get(name, "int64") == "int64"
-            if values:
-                block = np.array(values, np.int64) if whole else np.concatenate(values)
+            kept = values[-1:] if whole and not last else []
+            if written := values[: len(values) - len(kept)]:
+                block = np.array(written, np.int64) if whole else np.concatenate(written)
                 self._files[name].write(block.tobytes())
-                values.clear()
+                values[:] = kept
 
 
 class Table(Sequence[Any]):
@@ -222,14 +230,14 @@ class Picked(Sequence[Any]):
         return np.concatenate(columns)[self._rows]
 
 
-def loss_tokens(item: Item) -> int:
-    """How many tokens of an item the loss counts: none of a prompt, one for a class."""
+def loss_tokens(item: Item, *, begins: bool = True) -> int:
+    """How many tokens of an item the loss counts: none of a prompt, one for a class. begins: nothing is before it."""
     if isinstance(item, EncodedPrompt):
         return 0
     if isinstance(item, EncodedLabel):
         return 1
     # Nothing before a text predicts its first token; a target and tags are predicted whole.
-    first = 0 if isinstance(item, EncodedTarget | EncodedTags) else 1
+    first = 0 if isinstance(item, EncodedTarget | EncodedTags) or not begins else 1
     labels = [getattr(item, spec.name) for spec in fields(item) if spec.name.endswith("labels")]
     return sum(int((array[first:] != IGNORED).sum()) for array in labels)
 

@@ -10,7 +10,7 @@ import bisect
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from finetune_api.failures import FinetuneError
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from finetune_trainer.data.kinds import Ids
+
+
+PIECE_CHARACTERS = 1 << 18
+"""From this length on the text of a txt file is passed on in pieces: tokenising takes more than 100 bytes of each character."""
 
 
 @runtime_checkable
@@ -132,13 +136,12 @@ def checked_index(index: int, length: int) -> int:
     return index % length
 
 
-def contiguous_split(examples: Sequence[Example], fraction: float) -> tuple[list[Example], list[Example]]:
-    """(the first part, the last part) of a running text of plain-text examples; the last has fraction of its characters.
+def part_border(total: int, fraction: float) -> int:
+    """Where the last part of a running text of total characters begins: it has fraction of them.
 
-    The example across the border is cut there, so that a single long text can be split too. A random split would put
-    windows that overlap on both sides. Raises FinetuneError(DataInvalid) if either side would be empty.
+    A random split would put windows that overlap on both sides. Raises FinetuneError(DataInvalid) if either side would
+    be empty.
     """
-    total = sum(len(example.turns[0].text) for example in examples)
     border = total - round(total * fraction)
     if not 0 < border < total:
         raise FinetuneError(
@@ -147,28 +150,37 @@ def contiguous_split(examples: Sequence[Example], fraction: float) -> tuple[list
             failure_class="DataInvalid",
             field="spec.dataset.validation",
         )
-    first: list[Example] = []
-    last: list[Example] = []
-    begin = 0
-    for example in examples:
-        text = example.turns[0].text
-        cut = min(max(border - begin, 0), len(text))
-        if cut:
-            first.append(replace(example, turns=(Turn("text", text[:cut]),)))
-        if cut < len(text):
-            last.append(replace(example, turns=(Turn("text", text[cut:]),)))
-        begin += len(text)
-    return first, last
+    return border
 
 
-def joined_lines(rows: Iterable[Row]) -> Iterator[Row]:
-    """rows with the lines of each txt file as one record, blank lines and line breaks kept: a novel is one document.
+def cut_at(example: Example, begin: int, borders: Sequence[int]) -> Iterator[tuple[int, Example]]:
+    """(number of the part, example) of a plain-text example that begins at character begin of a running text.
 
-    Lines that could not be read stay records of their own.
+    borders: where the parts after the first begin, rising. The example across a border is cut there, so that a single
+    long text can be split too; each part ends its own texts.
+    """
+    text, record = example.turns[0].text, example.record
+    end = begin + len(text)
+    for start, stop in pairwise([begin, *(border for border in borders if begin < border < end), end]):
+        piece = replace(
+            record,
+            continues=record.continues and start == begin and start not in borders,
+            unfinished=record.unfinished and stop == end and stop not in borders,
+        )
+        turns = (Turn("text", text[start - begin : stop - begin]),)
+        yield bisect.bisect_right(borders, start), replace(example, record=piece, turns=turns)
+
+
+def joined_lines(rows: Iterable[Row], *, whole: bool = False) -> Iterator[Row]:
+    """rows with the lines of each txt file as one text, blank lines and line breaks kept: a novel is one document.
+
+    Unless whole, a text longer than PIECE_CHARACTERS comes as several records that continue each other. Each but the
+    last ends with the line that reaches that length, its line break included. Lines that could not be read stay
+    records of their own.
     """
     pending: Record | None = None
     parts: list[str] = []
-    last = 0
+    last = characters = 0
     for row in rows:
         follows = pending is not None and (row.source, row.file) == (pending.source, pending.file)
         if pending is not None and not follows:
@@ -178,8 +190,12 @@ def joined_lines(rows: Iterable[Row]) -> Iterator[Row]:
             yield row
             continue
         if pending is None:
-            pending, parts, last = row, [], row.row
-        parts.append("\n" * (row.row - last) + str(row.fields["text"]))
-        last = row.row
+            pending, parts, last, characters = row, [], row.row, 0
+        breaks = "\n" * (row.row - last)
+        if characters >= PIECE_CHARACTERS and not whole:
+            yield replace(pending, fields={"text": "".join([*parts, breaks])}, unfinished=True)
+            pending, parts, characters, breaks = replace(row, continues=True), [], 0, ""
+        parts.append(breaks + str(row.fields["text"]))
+        last, characters = row.row, characters + len(parts[-1])
     if pending is not None:
         yield replace(pending, fields={"text": "".join(parts)})

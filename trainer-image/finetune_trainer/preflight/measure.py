@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from finetune_api.job import LossOn, ObjectiveType, Task, Truncation
 from finetune_trainer.data.chat import ChatError
+from finetune_trainer.data.cutting import too_long
 from finetune_trainer.data.encode import IGNORED, Encoder, Rendered
 from finetune_trainer.data.formats import Example, Turn
+from finetune_trainer.data.prepare import in_batches
 from finetune_trainer.data.records import BadRecord
 from finetune_trainer.data.tokenizer import TextTokenizer
 
-_BATCH = 512
 _MEND = "Correct the messages, or set dataset.promptTemplate."
 _AS_THEY_STAND = ("text", "prompt", "completion")
 Part = tuple[str, Callable[[list[int]], int]]
@@ -21,10 +21,23 @@ Part = tuple[str, Callable[[list[int]], int]]
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """In tokens, of source and target, or of a question and its answer. error: what is longer is refused, not cut."""
+
+    source: int | None = None
+    target: int | None = None
+    error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
-    """lengths: tokens of each sequence that the record gives, before any cut: source and target, chosen and rejected."""
+    """lengths: tokens of each sequence that the record gives: source and target, chosen and rejected.
+
+    They are what Limits leave, before any cut to the longest sequence. cut: whether Limits took anything.
+    """
 
     lengths: tuple[int, ...]
+    cut: bool = False
 
     @property
     def tokens(self) -> int:
@@ -40,31 +53,70 @@ class Size:
 class Measure:
     """Counts as the encoders of data/ do. plain_chat: whether a conversation was written without a chat template."""
 
-    def __init__(self, tokenizer: TextTokenizer, objective: ObjectiveType, task: Task, loss_on: LossOn) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        objective: ObjectiveType,
+        task: Task,
+        loss_on: LossOn,
+        limits: Limits | None = None,
+    ) -> None:
+        limits = limits or Limits()
         self._tokenizer = tokenizer
         self._objective = objective
         self._task = task
-        self._encoder = Encoder(tokenizer, loss_on=loss_on, truncation=Truncation.TAIL, max_length=1 << 30)
+        self._limits = limits
+        one_text = task is Task.CAUSAL_LM
+        self._encoder = Encoder(
+            tokenizer,
+            loss_on=loss_on,
+            truncation=Truncation.ERROR if limits.error else Truncation.TAIL,
+            max_length=1 << 30,
+            max_source=limits.source if one_text else None,
+            max_target=limits.target if one_text else None,
+        )
         self.plain_chat = False
 
     def sizes(self, examples: Iterable[Example]) -> Iterator[tuple[Example, Size] | BadRecord]:
-        """The size of each example; a BadRecord for what the chat template refuses."""
-        waiting = iter(examples)
-        while batch := list(islice(waiting, _BATCH)):
-            found = [self._parts(example) for example in batch]
-            texts = [text for parts in found if isinstance(parts, list) for text, _ in parts]
+        """Each example, its question and answer within the limits, with its size.
+
+        A BadRecord for what the chat template refuses, and for what is longer than the limits where that is an error.
+        """
+        for batch in in_batches(examples, lambda example: example):
+            found = [self._prepared(example) for example in batch]
+            texts = [text for item in found if not isinstance(item, BadRecord) for text, _ in item[2]]
             ids = iter(self._tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False))
-            for example, parts in zip(batch, found, strict=True):
-                if isinstance(parts, BadRecord):
-                    yield parts
+            for item in found:
+                if isinstance(item, BadRecord):
+                    yield item
                     continue
-                counted = tuple(len(own := next(ids).ids) + change(own) for _, change in parts)
-                yield example, Size(counted)
+                example, cut, parts = item
+                lengths = tuple(len(own := next(ids).ids) + change(own) for _, change in parts)
+                two_sides = self._task is Task.SEQ2SEQ and len(lengths) == 2
+                yield self._sides(example, lengths) if two_sides else (example, Size(lengths, cut > 0))
 
     def teaches_within(self, example: Example, limit: int) -> bool:
         """Whether something is left to learn of a text of causal learning once its tail is cut to limit tokens."""
         _, labels, _ = self._encoder.tokens(self._encoder.render(example.turns))
         return any(label != IGNORED for label in labels[1:limit])
+
+    def _prepared(self, example: Example) -> tuple[Example, int, list[Part]] | BadRecord:
+        """(the example within the limits, tokens cut off, its texts)."""
+        limited = self._encoder.within_limits(example)
+        if isinstance(limited, BadRecord):
+            return limited
+        parts = self._parts(limited[0])
+        return parts if isinstance(parts, BadRecord) else (*limited, parts)
+
+    def _sides(self, example: Example, lengths: tuple[int, ...]) -> tuple[Example, Size] | BadRecord:
+        """A source and its target within their limits, which count special tokens too."""
+        names, kept = ("Source", "Target"), []
+        for length, limit, name in zip(lengths, (self._limits.source, self._limits.target), names, strict=True):
+            if limit is not None and length > limit and self._limits.error:
+                what = f"the {name.lower()} has "
+                return too_long(example.record, length, limit, field=f"dataset.max{name}Tokens", what=what)
+            kept.append(min(length, limit or length))
+        return example, Size(tuple(kept), tuple(kept) != lengths)
 
     def _parts(self, example: Example) -> list[Part] | BadRecord:
         try:

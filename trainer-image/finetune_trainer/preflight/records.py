@@ -14,6 +14,7 @@ from finetune_api.planner.settings import LONGEST_DEFAULT_SEQUENCE, SMALLEST_SPL
 from finetune_api.runfile import InputKind, PreflightFile, Reference
 from finetune_api.status import DataFacts
 from finetune_trainer.data.cutting import too_long
+from finetune_trainer.data.encode import question_and_answer
 from finetune_trainer.data.formats import Example
 from finetune_trainer.data.prepare import MAX_SHARE_WITHOUT_LOSS, empty
 from finetune_trainer.data.reader import ExampleReader
@@ -24,7 +25,7 @@ from finetune_trainer.data.tokenizer import TextTokenizer
 from finetune_trainer.preflight.benchmarks import check_benchmark
 from finetune_trainer.preflight.document import finding, remark
 from finetune_trainer.preflight.labels import LabelsSeen, labelled
-from finetune_trainer.preflight.measure import Measure, Size
+from finetune_trainer.preflight.measure import Limits, Measure, Size
 from finetune_trainer.preflight.outcome import Outcome
 from finetune_trainer.sources.architectures import model_shape
 from finetune_trainer.sources.inspect import read_json, read_tokenizer
@@ -75,6 +76,13 @@ class _Tally:
     cut: int = 0
     left_out: int = 0
 
+    def add(self, example: Example, tokens: int, longest: int) -> None:
+        """One more record, or more of the one before."""
+        if example.record.continues and self.sizes:
+            before = self.sizes.pop()
+            tokens, longest = before[0] + tokens, before[1] + longest
+        self.sizes.append((tokens, longest))
+
 
 def check_data(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
     """Reads and checks every record of every source, and counts tokens. Adds a finding for each faulty source."""
@@ -99,7 +107,8 @@ def check_data(file: PreflightFile, reach: Reach, outcome: Outcome) -> None:
         bytes=sum(source.bytes for source, _ in trained),
         digest=data_digest((source.reference.uri, source.files) for source in sources),
     )
-    check.conclude([tally for _, tally in trained], outcome)
+    held_out = [tally for source, tally in tallies if source.role is Role.HELD_OUT]
+    check.conclude([tally for _, tally in trained], held_out, outcome)
 
 
 class _DataCheck:
@@ -143,7 +152,7 @@ class _DataCheck:
         if self._measure is None or source.role is Role.RETENTION:
             for example in examples:
                 estimate = _estimate(example, self._file)
-                tally.sizes.append((estimate, estimate))
+                tally.add(example, estimate, estimate)
             return
         for item in self._measure.sizes(examples):
             if isinstance(item, BadRecord):
@@ -152,29 +161,15 @@ class _DataCheck:
                 self._note_size(*item, tally)
 
     def _note_size(self, example: Example, size: Size, tally: _Tally) -> None:
-        for length, (limit, name) in zip(size.lengths, self._limits(size), strict=True):
-            if limit is None or length <= limit:
-                continue
-            if self._file.truncation is Truncation.ERROR:
-                tally.bad.add(too_long(example.record, length, limit, field=name))
-                return
-            tally.cut += 1
-            if self._is_causal() and not self._teaches(example, limit):
-                tally.left_out += 1
-            break
-        tally.sizes.append((size.tokens, size.longest))
-
-    def _limits(self, size: Size) -> list[tuple[int | None, str]]:
-        """The limit of each sequence of a record, and the field that sets it."""
-        file = self._file
-        whole = None if self._limit is None else max(self._limit - file.new_tokens, 1)
-        if file.task is not Task.SEQ2SEQ or len(size.lengths) != 2:
-            return [(whole, _LENGTH)] * len(size.lengths)
-        sides = (
-            (file.max_source_tokens, "dataset.maxSourceTokens"),
-            (file.max_target_tokens, "dataset.maxTargetTokens"),
-        )
-        return [(own, name) if own else (whole, _LENGTH) for own, name in sides]
+        limit = size.longest if self._limit is None else max(self._limit - self._file.new_tokens, 1)
+        over = size.longest > limit
+        if over and self._file.truncation is Truncation.ERROR:
+            tally.bad.add(too_long(example.record, size.longest, limit, field=_LENGTH))
+            return
+        tally.cut += over or size.cut
+        if over and self._is_causal() and not self._teaches(example, limit):
+            tally.left_out += 1
+        tally.add(example, size.tokens, size.longest)
 
     def _is_causal(self) -> bool:
         answers = (ObjectiveType.SUPERVISED, ObjectiveType.EVALUATION, ObjectiveType.DISTILLATION)
@@ -198,14 +193,15 @@ class _DataCheck:
     def _note(self, example: Example, *, trains: bool) -> None:
         if self.labels is not None:
             self.labels.add(example, trains=trains)
-        if trains and len(self._different) < _MOST_PARTS:
+        if trains and not example.record.continues and len(self._different) < _MOST_PARTS:
             self._different.add(rank_of(example, 0))
 
-    def conclude(self, tallies: list[_Tally], outcome: Outcome) -> None:
-        """Findings about the training records together."""
+    def conclude(self, tallies: list[_Tally], held_out: list[_Tally], outcome: Outcome) -> None:
+        """Findings about the training records together, and about how many of them and of held_out are cut."""
         rows, left_out = sum(len(tally.sizes) for tally in tallies), sum(tally.left_out for tally in tallies)
-        bad, cut = sum(tally.bad.total for tally in tallies), sum(tally.cut for tally in tallies)
-        for error in (self._nothing_left(rows, left_out), self._too_much_cut(rows, cut), self._no_split(rows)):
+        bad, cut = sum(tally.bad.total for tally in tallies), sum(tally.cut for tally in [*tallies, *held_out])
+        whole = rows + sum(len(tally.sizes) for tally in held_out)
+        for error in (self._nothing_left(rows, left_out), self._too_much_cut(whole, cut), self._no_split(rows)):
             if error is not None:
                 outcome.findings.append(finding(error))
         self._remark(bad, cut, outcome)
@@ -215,10 +211,20 @@ class _DataCheck:
             return None
         return FinetuneError(
             f"{cut} of {rows} records are longer than they may be; dataset.maxCutShare allows "
-            f"{self._file.max_cut_share:.3g} of them. Raise {_LENGTH} or dataset.maxCutShare, or shorten the records.",
+            f"{self._file.max_cut_share:.3g} of them. Raise {' or '.join(self._limits())} or dataset.maxCutShare, or "
+            "shorten the records.",
             failure_class="DataInvalid",
             field="spec.dataset.maxCutShare",
         )
+
+    def _limits(self) -> list[str]:
+        """Everything that cuts a record, with its value."""
+        given = (
+            (_LENGTH, self._limit),
+            ("dataset.maxSourceTokens", self._file.max_source_tokens),
+            ("dataset.maxTargetTokens", self._file.max_target_tokens),
+        )
+        return [f"{name} {tokens}" for name, tokens in given if tokens is not None]
 
     def _nothing_left(self, rows: int, left_out: int) -> FinetuneError | None:
         if left_out <= MAX_SHARE_WITHOUT_LOSS * rows:
@@ -233,7 +239,8 @@ class _DataCheck:
     def _no_split(self, rows: int) -> FinetuneError | None:
         file = self._file
         fresh = file.objective is ObjectiveType.PRETRAIN
-        if file.objective is ObjectiveType.EVALUATION or file.random_windows or rows == 0:
+        one_text = file.random_windows or file.joins_text  # its end is held out
+        if file.objective is ObjectiveType.EVALUATION or one_text or rows == 0:
             return None
         asked = file.validation_fraction is not None
         planned = file.validation is None and (asked or fresh or rows >= SMALLEST_SPLIT_ROWS)
@@ -260,7 +267,7 @@ class _DataCheck:
                 remark(f"{bad} records cannot be used and are left out.", "spec.dataset.maxBadShare")
             )
         if cut:
-            outcome.findings.append(remark(f"{cut} records are longer than {_LENGTH} {self._limit} and are cut."))
+            outcome.findings.append(remark(f"{cut} records are longer than {' or '.join(self._limits())} and are cut."))
         if self._measure is not None and self._measure.plain_chat:
             outcome.findings.append(
                 remark(
@@ -272,7 +279,8 @@ class _DataCheck:
 
 
 def _reader(file: PreflightFile) -> ExampleReader:
-    return ExampleReader(file.format, file.columns, file.prompt_template, objective=file.objective, task=file.task)
+    objective = ObjectiveType.PRETRAIN if file.joins_text else file.objective
+    return ExampleReader(file.format, file.columns, file.prompt_template, objective=objective, task=file.task)
 
 
 def _general_reader(file: PreflightFile) -> ExampleReader:
@@ -301,9 +309,11 @@ def _measure(file: PreflightFile, reach: Reach) -> tuple[Measure | None, int | N
         positions = model_shape(read_json(place, CONFIG, field="model.uri")).max_positions
     except FinetuneError:
         return None, None
-    measure = Measure(tokenizer, file.objective, file.task, file.loss_on or LossOn.COMPLETION)
+    limits = Limits(file.max_source_tokens, file.max_target_tokens, file.truncation is Truncation.ERROR)
+    measure = Measure(tokenizer, file.objective, file.task, file.loss_on or LossOn.COMPLETION, limits)
     default = min(LONGEST_DEFAULT_SEQUENCE, positions or LONGEST_DEFAULT_SEQUENCE)
-    return measure, None if file.objective is ObjectiveType.PRETRAIN else file.max_sequence_length or default
+    cut = file.objective is ObjectiveType.PRETRAIN or file.joins_text
+    return measure, None if cut else file.max_sequence_length or default
 
 
 def _open_sources(file: PreflightFile, reach: Reach, outcome: Outcome) -> list[Source]:
@@ -348,9 +358,17 @@ def _rows(source: Source, reach: Reach) -> Iterator[Row]:
 
 
 def _estimate(example: Example, file: PreflightFile) -> int:
-    """Tokens without a tokenizer: characters and the end where a character is a token, else from the bytes."""
+    """Tokens without a tokenizer: characters and the end where a character is a token, else from the bytes.
+
+    A question and its answer count up to their limits.
+    """
     texts = [turn.text for turn in (*example.turns, *example.chosen, *example.rejected)]
     texts += example.words
     if file.pretrain_tokenizer is PretrainTokenizer.CHARACTER:
         return sum(map(len, texts)) + 1
-    return max(round(sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN), 1)
+    tokens = [len(text.encode()) / BYTES_PER_TOKEN for text in texts]
+    limits = (file.max_source_tokens, file.max_target_tokens)
+    for at, limit in zip(question_and_answer(example.turns), limits, strict=True):
+        if limit is not None and 0 <= at < len(example.turns):
+            tokens[at] = min(tokens[at], limit)
+    return max(round(sum(tokens)), 1)

@@ -63,7 +63,7 @@ class Outcome:
             tuned=tuned,
             prompts=measurer.prompts,
             records=len(measurer.items),
-            notes=engine.objective.metric_notes(),
+            notes=measurer.notes(engine),
             parameters=parameter_shares(engine.model),
             history=[line for entry in engine.state.log_history if (line := metrics_line(entry))],
             step=engine.state.global_step,

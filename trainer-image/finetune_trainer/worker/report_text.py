@@ -19,6 +19,7 @@ def render_report(report: Mapping[str, Any], curves: Sequence[tuple[str, str]]) 
         *_evaluation(report),
         *_side_by_side("## Answers side by side", report["answers"]),
         *_side_by_side("## Probes", report["probes"]),
+        *_notes_on_answers(report["evaluation"]["notes"]),
         *(["## Curves", *(f"![{title}]({name})" for title, name in curves)] if curves else []),
         "## Parameters",
         _parameters(report["parameters"]),
@@ -93,6 +94,10 @@ def _side_by_side(title: str, answers: Sequence[Mapping[str, str]]) -> list[str]
     columns = [name for name in ("prompt", "reference", "base", "tuned") if name in answers[0]]
     rows = [tuple(_cell(answer[name]) for name in columns) for answer in answers]
     return [title, _table(tuple(name.capitalize() for name in columns), rows)]
+
+
+def _notes_on_answers(notes: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {note}." for name, note in notes.items() if name.startswith("generation.")]
 
 
 def _parameters(parameters: Mapping[str, Any]) -> str:

@@ -86,6 +86,11 @@ class Measurer:
         metrics |= run_benchmarks(engine, self._run, self._tokenizer)
         return Measurement(metrics, answers, probes, self._predictions(engine))
 
+    def notes(self, engine: Any) -> dict[str, str]:
+        """What the report says beside what was measured, by the name of a metric or of a setting."""
+        writes = engine.objective.generates and (self.prompts or self._run.evaluation.probes)
+        return engine.objective.metric_notes() | (self._generator.notes(engine.model) if writes else {})
+
     def _metrics(self, engine: Any) -> dict[str, float]:
         return measure_items(engine, self.items) if self.items else {}
 
