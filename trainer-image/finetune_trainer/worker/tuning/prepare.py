@@ -15,6 +15,7 @@ from finetune_api.job import MasterWeights, ObjectiveType, Precision, TuningType
 from finetune_api.runfile import RunFile
 from finetune_trainer.agent.workdir import WorkDir
 from finetune_trainer.worker.experts import mark_leaf_modules
+from finetune_trainer.worker.loading import PRECISIONS
 from finetune_trainer.worker.tokenizers import added_ids, tokenizer_folder
 from finetune_trainer.worker.tuning.adapters import attach_adapter
 from finetune_trainer.worker.tuning.earlier import continue_from, load_frozen
@@ -110,13 +111,18 @@ def hold_norms(model: nn.Module) -> None:
 def hold_master_weights(model: nn.Module, run: RunFile) -> None:
     """What trains is held in fp32, or in bf16 where masterWeights says so: 16 bits swallow small updates.
 
-    Under ZeRO the master weights live in DeepSpeed's shards.
+    Under ZeRO the master weights live in DeepSpeed's shards. Its stage 3 takes weights of one kind only, so an adapter
+    beside a trained head is held as the head is, in the run's precision.
     """
-    if run.hyperparameters.zero_stage > 0:
-        return
-    dtype = torch.bfloat16 if run.hyperparameters.master_weights is MasterWeights.BF16 else torch.float32
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype is not dtype:
+    hp = run.hyperparameters
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    dtype = torch.bfloat16 if hp.master_weights is MasterWeights.BF16 else torch.float32
+    if hp.zero_stage > 0:
+        if hp.zero_stage < 3 or len({parameter.dtype for parameter in trained}) == 1:
+            return
+        dtype = PRECISIONS[hp.precision]
+    for parameter in trained:
+        if parameter.dtype is not dtype:
             parameter.data = parameter.data.to(dtype)
 
 
