@@ -79,7 +79,8 @@ class Watched:
         before = self.tenant.status(self.name)["attempts"][attempt - 2]
         # The attempt may have made more steps before the fault took hold, and have told the operator of them.
         made = max(lost_at, before.get("step") or 0)
-        return Recovery(took, made - int(found.get("resumedFromStep", 0)))
+        # It may also have saved one of which nobody heard.
+        return Recovery(took, max(0, made - int(found.get("resumedFromStep", 0))))
 
     def until_silent(self, attempt: int, seconds: float) -> None:
         """Poll until the attempt's agent, which answers at first, does not any more; fails when the time is up."""
