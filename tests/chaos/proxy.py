@@ -61,7 +61,8 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with contextlib.suppress(OSError), contextlib.closing(writer):
+        # Cancelled at the end: asyncio would print each connection's traceback.
+        with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
             there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             with contextlib.closing(back):
                 await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
