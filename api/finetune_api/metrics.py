@@ -45,8 +45,10 @@ _OBJECTIVES: dict[ObjectiveType, tuple[str, ...]] = {
 _DISTILLATION = ("labelLoss", "divergence")
 """Beside those of the task: both parts of the loss, the divergence being the KL itself."""
 _LOWER_IS_BETTER = (LOSS, "labelLoss", "divergence", "undesirableReward")
-_ANSWERS = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
-_WRITERS = (Task.CAUSAL_LM, Task.SEQ2SEQ)
+ANSWERED = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
+"""Objectives whose records say what the model should write, predict or find."""
+WRITERS = (Task.CAUSAL_LM, Task.SEQ2SEQ)
+"""Tasks whose models write text."""
 
 
 def offered_metrics(
@@ -56,7 +58,7 @@ def offered_metrics(
     names = _OBJECTIVES.get(objective) or _TASKS[task]
     if objective is ObjectiveType.DISTILLATION:
         names += _DISTILLATION
-    if objective in _ANSWERS and task in _WRITERS:
+    if objective in ANSWERED and task in WRITERS:
         names += TEXT_METRICS
     if retention:
         names += RETENTION_METRICS

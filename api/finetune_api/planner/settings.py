@@ -213,11 +213,14 @@ def checkpoint(spec: FineTuneJobSpec, ledger: Ledger) -> RunCheckpoint:
     every_minutes = given.every_minutes if given else None
     if every_steps is None or every_minutes is not None:
         every_minutes = ledger.pick("checkpoint.everyMinutes", every_minutes, 10.0, "at most ten minutes are lost")
+    ledger.keep("checkpoint.everySteps", every_steps)
+    keep_last = ledger.pick("checkpoint.keepLast", given and given.keep_last, 2, "the newest and one before it")
+    keep_best = _keep_best(spec, ledger)
     return RunCheckpoint(
         every_minutes=every_minutes,
-        every_steps=ledger.keep("checkpoint.everySteps", every_steps),
-        keep_last=ledger.pick("checkpoint.keepLast", given and given.keep_last, 2, "the newest and one before it"),
-        keep_best=(keep_best := _keep_best(spec, ledger)),
+        every_steps=every_steps,
+        keep_last=keep_last,
+        keep_best=keep_best,
         best_metric=_best_metric(spec, keep_best, ledger),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.base import Document
 from finetune_api.job import FineTuneJobSpec, LossOn, ObjectiveType, Task
-from finetune_api.metrics import TEXT_METRICS
+from finetune_api.metrics import ANSWERED, TEXT_METRICS, WRITERS
 from finetune_api.planner.pretrain import is_noised
 from finetune_api.planner.tuning import WITHOUT_DROPOUT
 
@@ -46,8 +46,6 @@ TRAINING_ONLY = (
     "output.publish",
 )
 
-_ANSWERS = (ObjectiveType.SUPERVISED, ObjectiveType.DISTILLATION, ObjectiveType.EVALUATION)
-_DECODERS = (Task.CAUSAL_LM, Task.SEQ2SEQ)
 _WRITTEN = ("evaluation.generation", "evaluation.maxGenerated", "evaluation.probes")
 _SAMPLED = ("temperature", "topK", "topP")
 Found = Iterator[tuple[str, str]]
@@ -75,7 +73,7 @@ def value_at(spec: FineTuneJobSpec, path: str) -> Any:
 
 
 def _records(spec: FineTuneJobSpec, data_format: str) -> Found:
-    answers = spec.objective_type in _ANSWERS
+    answers = spec.objective_type in ANSWERED
     if spec.dataset.loss_on is not None and not (spec.task == Task.CAUSAL_LM and answers):
         yield "dataset.lossOn", "dataset.lossOn belongs to Supervised tuning of causal models; remove it"
     elif spec.dataset.loss_on == LossOn.COMPLETION and data_format == "Text":
@@ -91,7 +89,7 @@ def _records(spec: FineTuneJobSpec, data_format: str) -> Found:
     for path in ("dataset.maxSourceTokens", "dataset.maxTargetTokens"):
         if value_at(spec, path) is None:
             continue
-        if not (answers and spec.task in _DECODERS):
+        if not (answers and spec.task in WRITERS):
             why = "belongs to Supervised tuning of CausalLM and Seq2Seq models"
         elif data_format == "Text":
             why = "limits a prompt or its completion, and plain text has neither"
@@ -102,7 +100,7 @@ def _records(spec: FineTuneJobSpec, data_format: str) -> Found:
 
 def _training(spec: FineTuneJobSpec) -> Found:
     path, trains = "hyperparameters.routerLossWeight", spec.objective_type != ObjectiveType.EVALUATION
-    if value_at(spec, path) is not None and trains and spec.task not in _DECODERS:
+    if value_at(spec, path) is not None and trains and spec.task not in WRITERS:
         why = f"{spec.task} models do not tell how their router spreads the tokens"
         yield path, f"{path}: {why}; remove it, or choose CausalLM or Seq2Seq as model.task"
     path = "hyperparameters.neftuneAlpha"
@@ -117,7 +115,7 @@ def _answers(spec: FineTuneJobSpec, data_format: str) -> Found:
     if given is None:
         return
     spans = spec.task == Task.SEQ2SEQ and is_noised(spec, data_format)
-    if spec.task not in _DECODERS or spans:
+    if spec.task not in WRITERS or spans:
         what = "a model that fills the gaps of plain text" if spans else f"a {spec.task} model"
         paths = [path for path in _WRITTEN if value_at(spec, path) is not None]
         if spans:  # the table of metrics knows the others
@@ -130,7 +128,7 @@ def _answers(spec: FineTuneJobSpec, data_format: str) -> Found:
     evaluates = spec.objective_type == ObjectiveType.EVALUATION
     if given.max_generated is not None and not evaluates and not asked & set(TEXT_METRICS):
         path, why = "evaluation.maxGenerated", "counts the answers that a metric compares, and none is asked for"
-        mend = f", or set evaluation.metrics: [{TEXT_METRICS[0]}]" if spec.objective_type in _ANSWERS else ""
+        mend = f", or set evaluation.metrics: [{TEXT_METRICS[0]}]" if spec.objective_type in ANSWERED else ""
         yield path, f"{path} {why}; remove it{mend}"
     for name in _SAMPLED if given.generation is not None and not given.generation.do_sample else ():
         path = f"evaluation.generation.{name}"

@@ -120,6 +120,8 @@ class Encoder:
 
         Both lose their end, but a template's text its beginning, because the words that ask for the answer stand there.
         """
+        if not any(self._limits.values()):
+            return example, 0
         turns, cut = list(example.turns), 0
         for (name, limit), at in zip(self._limits.items(), question_and_answer(turns), strict=True):
             if limit is None or not 0 <= at < len(turns):

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from finetune_api.failures import FinetuneError
 from finetune_api.job import Benchmark, LossOn, ObjectiveType, PretrainTokenizer, Task, Truncation
+from finetune_api.metrics import ANSWERED
 from finetune_api.planner.settings import LONGEST_DEFAULT_SEQUENCE, SMALLEST_SPLIT_ROWS
 from finetune_api.runfile import InputKind, PreflightFile, Reference
 from finetune_api.status import DataFacts
@@ -172,8 +173,7 @@ class _DataCheck:
         tally.add(example, size.tokens, size.longest)
 
     def _is_causal(self) -> bool:
-        answers = (ObjectiveType.SUPERVISED, ObjectiveType.EVALUATION, ObjectiveType.DISTILLATION)
-        return self._file.task is Task.CAUSAL_LM and self._file.objective in answers
+        return self._file.task is Task.CAUSAL_LM and self._file.objective in ANSWERED
 
     def _teaches(self, example: Example, limit: int) -> bool:
         # What dropping the oldest turns leaves is known only once the worker does it.
